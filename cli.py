@@ -1,0 +1,42 @@
+"""What every command shares: one clear line for what its user can mend, and an exit status."""
+
+import functools
+import os
+import sys
+from typing import Callable
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can put right: the message says what is wrong and what to do.
+
+    status: the command's exit status, 2 for a wrong command line or config, 1 for anything else.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
+
+
+def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
+    """Turns main(argv) into a command that returns its exit status: no traceback for what a user can mend."""
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            main(sys.argv[1:] if argv is None else argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.status
+        except BrokenPipeError:  # `python sample.py | head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:  # a full disk, a folder that can't be written, a file that went away
+            where = f": {error.filename}" if error.filename else ""
+            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            return 130
+        return 0
+
+    return run
