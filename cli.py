@@ -1,5 +1,6 @@
 """What every command shares: one clear line for what its user can mend, and an exit status."""
 
+import argparse
 import functools
 import os
 import sys
@@ -15,6 +16,16 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = 1):
         super().__init__(message)
         self.status = status
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that takes no abbreviations and says what is wrong in one line."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        raise UserError(f"{message} (python {self.prog} --help lists everything)", status=2)
 
 
 def command(main: Callable[[list[str]], None]) -> Callable[..., int]:

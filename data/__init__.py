@@ -9,9 +9,11 @@ class Corpus:
     """Text as documents, and where it came from.
 
     documents and validation are called once for each pass over the text; every call gives the same documents in
-    the same order. Without validation, prepare.py holds back a part: whole documents, or the end of a single one.
+    the same order. Where the corpus has no validation documents of its own, prepare.py holds some back; of a
+    continuous text it holds back the end.
     """
 
     source: str  # one line for people, kept in meta.json
     documents: Callable[[], Iterable[str]]
     validation: Callable[[], Iterable[str]] | None = None
+    continuous: bool = False  # the documents are pieces of one text: nothing stands between them

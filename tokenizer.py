@@ -1,0 +1,119 @@
+"""Text <-> token ids: by characters or by bytes.
+
+>>> tokenizer = CharTokenizer("abc")
+>>> tokenizer.encode("cab").tolist()
+[2, 0, 1]
+>>> tokenizer.decode([2, 0, 1])
+'cab'
+"""
+
+import codecs
+from typing import Callable, Iterable, Sequence
+
+import numpy as np
+
+CODE_POINTS = 0x110000  # how many Unicode has
+UNKNOWN = 0xFFFFFFFF
+
+
+class UnknownCharacters(ValueError):
+    """Text with characters that the tokenizer has no id for; `characters` holds them, sorted."""
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        shown = " ".join(repr(character) for character in characters[:10])
+        more = f" and {len(characters) - 10} more" if len(characters) > 10 else ""
+        super().__init__(f"characters that the tokenizer has never seen: {shown}{more}")
+
+
+def code_points(text: str) -> np.ndarray:
+    """The Unicode code point of each character, uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+class CharTokenizer:
+    """One id for each different character of a text, in the order of their code points."""
+
+    kind = "char"
+
+    def __init__(self, characters: str):
+        """characters: the vocabulary, each character once; a character's id is its place."""
+        self.characters = characters
+        codes = code_points(characters)
+        if len(np.unique(codes)) != len(codes):
+            raise ValueError("a character stands twice in the vocabulary")
+        self._ids = np.full(CODE_POINTS, UNKNOWN, dtype=np.uint32)
+        self._ids[codes] = np.arange(len(codes))
+        self._characters = np.array(list(characters))
+
+    @classmethod
+    def from_text(cls, texts: Iterable[str]) -> "CharTokenizer":
+        """The tokenizer that knows every character of the texts."""
+        seen = np.zeros(CODE_POINTS, dtype=bool)
+        for text in texts:
+            seen[code_points(text)] = True
+        return cls("".join(map(chr, np.flatnonzero(seen))))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters)
+
+    @property
+    def start_id(self) -> int:
+        """The id that a text without a prompt starts from: a new line, where the vocabulary has one."""
+        return max(0, self.characters.find("\n"))
+
+    def encode(self, text: str) -> np.ndarray:
+        """ids (uint32), one for each character. Raises UnknownCharacters."""
+        ids = self._ids[code_points(text)]
+        if len(ids) and ids.max() == UNKNOWN:
+            raise UnknownCharacters("".join(sorted(set(text) - set(self.characters))))
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self._characters[np.asarray(ids, dtype=np.int64)])
+
+    def stream_decoder(self) -> Callable[[Sequence[int]], str]:
+        """A function from the next ids to the text that they complete."""
+        return self.decode
+
+    def to_dict(self) -> dict:
+        return {"kind": self.kind, "characters": self.characters}
+
+
+class ByteTokenizer:
+    """The 256 bytes of UTF-8: every text can be encoded, and there is nothing to learn."""
+
+    kind = "byte"
+    vocab_size = 256
+    start_id = ord("\n")
+
+    def encode(self, text: str) -> np.ndarray:
+        """ids (uint8), one for each byte of the text in UTF-8."""
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text; bytes that are no UTF-8 become U+FFFD, as a model may well produce them."""
+        return bytes(np.asarray(ids, dtype=np.uint8)).decode("utf-8", errors="replace")
+
+    def stream_decoder(self) -> Callable[[Sequence[int]], str]:
+        """A function from the next ids to the text that they complete: it holds back an unfinished character."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda ids: decoder.decode(bytes(np.asarray(ids, dtype=np.uint8)))
+
+    def to_dict(self) -> dict:
+        return {"kind": self.kind}
+
+
+Tokenizer = CharTokenizer | ByteTokenizer
+KINDS = ("char", "byte")
+
+
+def from_dict(state: dict) -> Tokenizer:
+    """The tokenizer whose to_dict() gave this. Raises ValueError where it can't have been one."""
+    match state:
+        case {"kind": "char", "characters": str(characters)}:
+            return CharTokenizer(characters)
+        case {"kind": "byte"}:
+            return ByteTokenizer()
+    raise ValueError(f"not a tokenizer: {str(state)[:80]}")
