@@ -6,7 +6,7 @@ A checkpoint is a dict of tensors and plain values, nothing that could run code 
     optimizer        the optimizer's state_dict
     config           every setting of the run
     tokenizer        what turns its ids into text
-    step, val_loss, best_val_loss, dataset_fingerprint, run_id
+    step, best_val_loss, dataset_fingerprint, run_id
 """
 
 import os
@@ -21,7 +21,7 @@ import tokenizer as tokenizers
 from cli import UserError
 from model import GPT, GPTConfig
 
-KEYS = {"model", "optimizer", "config", "tokenizer", "step", "val_loss", "best_val_loss", "dataset_fingerprint", "run_id"}
+KEYS = {"model", "optimizer", "config", "tokenizer", "step", "best_val_loss", "dataset_fingerprint", "run_id"}
 
 
 def write_atomically(path: Path, write) -> None:
@@ -50,7 +50,7 @@ def save(path: Path, state: dict) -> None:
         write_atomically(path, lambda file: torch.save(state, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError)), None) or error
-        raise UserError(f"can't save {path} ({str(reason).splitlines()[0]}); what was there before is still there")
+        raise UserError(f"can't save {path} ({str(reason).splitlines()[0]}); what was there before is still there") from None
 
 
 def load(path: str | Path) -> dict:
@@ -70,7 +70,7 @@ def load(path: str | Path) -> dict:
         others = sorted(str(other) for other in path.parent.glob("*.pt") if other != path)
         hint = f"; there is also {', '.join(others)}" if others else ""
         raise UserError(f"{path} is no checkpoint, or was cut short or altered ({reason}){hint}") from None
-    if not isinstance(state, dict) or not KEYS <= state.keys():
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise UserError(f"{path} is not a checkpoint of train.py")
     return state
 

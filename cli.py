@@ -4,7 +4,8 @@ import argparse
 import functools
 import os
 import sys
-from typing import Callable
+from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -51,3 +52,13 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
         return 0
 
     return run
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, line ends and all. Raises UserError."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None

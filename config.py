@@ -12,8 +12,10 @@ import runpy
 import types
 import typing
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
+import checkpoint
 from cli import Parser, UserError
 from device import pick_device
 from model import GPTConfig
@@ -47,6 +49,7 @@ class Config(GPTConfig):
     sample_interval: int = 500  # steps between samples; 0: only at the end
     out_dir: str = "out"  # where checkpoints, metrics and curves go
     run_name: str = "run"  # their names: <out_dir>/<run_name>_best.pt, ...
+    resume: bool = False  # go on with the run of this name, from its _last.pt and with its settings
     wandb_mode: Literal["auto", "disabled", "offline", "online"] = "auto"  # auto: the variable WANDB_MODE, or disabled
     wandb_project: str = "llm-to-vla-capstone"  # project in Weights & Biases
     # machine
@@ -73,10 +76,16 @@ class Config(GPTConfig):
         if self.warmup_steps > self.max_steps:
             found.append(f"warmup_steps ({self.warmup_steps}) must not be above max_steps ({self.max_steps})")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            found.append(f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})")
+            found.append(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
+            )
         if not re.fullmatch(r"[^/\\]+", self.run_name):
             found.append(f"run_name must be a plain name without slashes, not {self.run_name!r}")
         return found
+
+    def path(self, ending: str) -> Path:
+        """A file of this run, such as out/capstone_best.pt for "best.pt"."""
+        return Path(self.out_dir) / f"{self.run_name}_{ending}"
 
     @property
     def final_lr(self) -> float:
@@ -115,7 +124,9 @@ def convert(setting: Setting, value: object) -> object:
     options = typing.get_args(setting.type) or (setting.type,)
     if typing.get_origin(setting.type) is Literal:
         options = (setting.type,)
-    choices = [choice for option in options if typing.get_origin(option) is Literal for choice in typing.get_args(option)]
+    choices = [
+        choice for option in options if typing.get_origin(option) is Literal for choice in typing.get_args(option)
+    ]
     text = isinstance(value, str)
     if type(None) in options and (value is None or text and value.lower() == "none"):
         return None
@@ -166,8 +177,12 @@ def parse_arguments(argv: list[str]) -> tuple[str, dict, bool]:
         usage="train.py [config file] [--setting=value ...]",
         description=f"Trains a GPT. Without a config file: {DEFAULT_FILE}.",
     )
-    parser.add_argument("file", nargs="?", default=DEFAULT_FILE, help="a Python file that sets what differs from the defaults")
-    parser.add_argument("--on_cpu", default="true", metavar="true", help="whether the config file's on_cpu block applies on a CPU")
+    parser.add_argument(
+        "file", nargs="?", default=DEFAULT_FILE, help="a Python file that sets what differs from the defaults"
+    )
+    parser.add_argument(
+        "--on_cpu", default="true", metavar="true", help="whether the config file's on_cpu block applies on a CPU"
+    )
     group = parser.add_argument_group("settings")
     for setting in SETTINGS.values():
         if setting.name != "vocab_size":
@@ -175,6 +190,7 @@ def parse_arguments(argv: list[str]) -> tuple[str, dict, bool]:
             group.add_argument(
                 f"--{setting.name}",
                 default=argparse.SUPPRESS,
+                **({"nargs": "?", "const": "true"} if setting.type is bool else {}),
                 metavar=default,
                 help=setting.help.replace("%", "%%"),
             )
@@ -222,13 +238,25 @@ def load_config(argv: list[str]) -> Config:
     file, given, use_on_cpu = parse_arguments(argv)
     values, on_cpu = read_file(file)
     config = make_config(values | given)
-    try:
-        device, _ = pick_device(config.device)
-    except ValueError as error:
-        raise UserError(str(error), status=2) from None
+    if config.resume:
+        return resumed_config(config, given)
+    device, _ = pick_device(config.device)
     changes = {name: value for name, value in on_cpu.items() if name not in given}
     if use_on_cpu and device.type == "cpu" and changes:
         config = make_config(values | on_cpu | given)
         shown = ", ".join(f"{name}={value}" for name, value in changes.items())
-        print(f"no GPU: {file} sets {shown} (--on_cpu=false leaves this out)")
+        print(f"on_cpu: no GPU, so {file} sets {shown} (--on_cpu=false leaves this out)")
     return config
+
+
+def resumed_config(config: Config, given: dict) -> Config:
+    """The config of the checkpoint that `config` resumes, changed by what is given on the command line alone."""
+    saved = checkpoint.load(config.path("last.pt"))["config"]
+    saved = {name: value for name, value in saved.items() if name in SETTINGS and name != "vocab_size"}
+    new = make_config(saved | given)
+    fixed = [*(f.name for f in fields(GPTConfig)), "dataset", "seed", "batch_size", "batch_order"]
+    changed = [name for name in fixed if name != "vocab_size" and getattr(new, name) != saved[name]]
+    if changed:
+        shown = ", ".join(f"{name} (it was {saved[name]})" for name in changed)
+        raise UserError(f"a resumed run can't change {shown}; start a new one without --resume", status=2)
+    return new

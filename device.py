@@ -2,11 +2,13 @@
 
 import torch
 
+from cli import UserError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> tuple[torch.device, str]:
-    """The device of that name, or for auto the fastest at hand, and the reason. Raises ValueError where it is missing."""
+    """The device of that name, or for auto the fastest at hand, and the reason. Raises UserError where it is missing."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), "auto: a CUDA GPU is at hand"
@@ -18,7 +20,7 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device={name} can't be used here ({reason}); device=auto takes what there is") from None
+        raise UserError(f"device {name} can't be used here ({reason}); auto takes what there is", status=2) from None
     return device, "as set"
 
 

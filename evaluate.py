@@ -5,14 +5,13 @@ python evaluate.py --ckpt out/capstone_best.pt [--text FILE] [--json]
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import checkpoint
-from cli import Parser, UserError, command
+from cli import Parser, UserError, command, read_text
 from dataset import load_dataset
 from device import autocast, pick_device, pick_dtype
 from model import GPT
@@ -48,15 +47,6 @@ def mean_loss(model: GPT, tokens: np.ndarray, batch_size: int, dtype: torch.dtyp
     return total.item() / count
 
 
-def read_text(path: str) -> str:
-    try:
-        return Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
-
-
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="evaluate.py", description=__doc__.splitlines()[0])
@@ -66,10 +56,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     args = parser.parse_args(argv)
 
-    try:
-        device, _ = pick_device(args.device)
-    except ValueError as error:
-        raise UserError(str(error), status=2) from None
+    device, _ = pick_device(args.device)
     state = checkpoint.load(args.ckpt)
     model, tokenizer = checkpoint.build(state, device)
     config = state["config"]

@@ -1,50 +1,80 @@
 """A run's metrics: one JSON object a line in <run_name>_metrics.jsonl, and the same to Weights & Biases."""
 
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
 
-from config import Config
+from cli import UserError
 
 
-def read(path: Path) -> list[dict]:
-    """The lines of a metrics file; a last line that was cut short is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def read_metrics(path: str | Path) -> list[dict]:
+    """The lines of a metrics file; a last line that was cut short is left out. Raises UserError."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read {path}: {getattr(error, 'strerror', 'it is not text')}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise UserError(f"{path} is no metrics file: see line {number}") from None
+        else:
+            rows.append(row)
+    return rows
 
 
 class Metrics:
-    """Writes `step`, `tokens`, `seconds` (of training, without evaluation) and what was measured at that step."""
+    """Writes what is measured at each step, with `step`, `tokens` and `seconds` (of training, not of evaluation).
 
-    def __init__(self, path: Path, config: Config, run_id: str, start: int):
-        """Starts a new file, or goes on with an old one from step `start`, without what it has of later steps."""
-        kept = [line for line in read(path) if line["step"] < start] if start and path.exists() else []
+    Losses and gradient norms stay on the device until collect(): reading each at once would make the loop wait for it.
+    """
+
+    def __init__(self, path: Path, config, run_id: str, start: int, overflows: bool = False):
+        """Starts a new file, or goes on with an old one from step `start`, without what it has of later steps.
+
+        overflows: infinite gradient norms are no error, because float16's GradScaler skips such steps.
+        """
+        kept = [row for row in read_metrics(path) if row["step"] < start] if start and path.exists() else []
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         os.replace(temporary, path)
-        self.seconds_before = kept[-1]["seconds"] if kept else 0.0
-        self.tokens_per_step = config.tokens_per_step
-        self.file = open(path, "a", encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8", buffering=1)  # whole lines, at once
         self.wandb = start_wandb(config, run_id)
+        self.seconds = kept[-1]["seconds"] if kept else 0.0
+        self.tokens_per_step = config.tokens_per_step
+        self.overflows = overflows
+        self.pending = []
 
-    def write(self, step: int, seconds: float, **measured: float) -> None:
-        """measured: train_loss becomes "train/loss", and so on."""
-        values = {name.replace("_", "/", 1): value for name, value in measured.items()}
-        seconds = round(self.seconds_before + seconds, 3)
-        line = {"step": step, "tokens": step * self.tokens_per_step, "seconds": seconds, **values}
-        self.file.write(json.dumps(line) + "\n")
+    def add(self, step: int, lr: float, loss, grad_norm) -> None:
+        """Takes a training step's learning rate, and its loss and gradient norm as tensors on the device."""
+        self.pending.append((step, lr, loss, grad_norm))
+
+    def collect(self) -> dict:
+        """Writes down the steps that were added, and returns the last. Raises UserError where a loss is not finite."""
+        row = {}
+        for step, lr, loss, grad_norm in self.pending:
+            row = {"train/loss": loss.item(), "train/lr": lr, "train/grad_norm": grad_norm.item()}
+            if not math.isfinite(row["train/grad_norm"]) and self.overflows:
+                del row["train/grad_norm"]
+            for name, value in row.items():
+                if not math.isfinite(value):
+                    raise UserError(f"{name} is {value} at step {step}: set a lower learning_rate or more warmup_steps;"
+                                    " the checkpoints saved before are still good")  # fmt: skip
+            self.write(step, row)
+        self.pending.clear()
+        return row
+
+    def write(self, step: int, measured: dict[str, float]) -> None:
+        row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(self.seconds, 3), **measured}
+        self.file.write(json.dumps(row) + "\n")
         if self.wandb:
-            self.wandb.log(line)
-
-    def flush(self) -> None:
-        self.file.flush()
+            self.wandb.log(row)
 
     def close(self) -> None:
         self.file.close()
@@ -52,8 +82,8 @@ class Metrics:
             self.wandb.finish()
 
 
-def start_wandb(config: Config, run_id: str):
-    """The Weights & Biases run, or None where there is none; whatever is wrong with it, training goes on."""
+def start_wandb(config, run_id: str):
+    """The Weights & Biases run, or None where there is none; whatever is wrong with it, the training goes on."""
     mode = config.wandb_mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", "disabled")
@@ -63,7 +93,7 @@ def start_wandb(config: Config, run_id: str):
         import wandb
 
         if mode == "online" and not wandb.login(prompt=False):
-            raise wandb.errors.UsageError("no API key: run `wandb login`, or set WANDB_API_KEY")
+            raise ValueError("there is no API key: run `wandb login`, or set WANDB_API_KEY")
         run = wandb.init(
             project=config.wandb_project,
             name=f"{config.run_name}-{config.n_layers}L-{config.d_model}d",
@@ -77,7 +107,7 @@ def start_wandb(config: Config, run_id: str):
         run.define_metric("*", step_metric="step")
         return run
     except ImportError:
-        print("Weights & Biases is off: not installed (pip install wandb)")
-    except Exception as error:  # the network, the account, the service: never a reason to lose a run
+        print("Weights & Biases is off: it is not installed (pip install wandb)")
+    except Exception as error:  # the network, the account, the service: nothing that should cost a run
         print(f"Weights & Biases is off: {str(error).splitlines()[0]}")
     return None

@@ -4,8 +4,9 @@ Shapes: B sequences, T positions, C = d_model channels, H heads of D = C / H cha
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator, Literal
+from typing import Literal
 
 import torch
 import torch.nn as nn

@@ -1,20 +1,67 @@
 """Curves of runs from their metrics files: loss, learning rate, gradient norm.
 
-python plot.py out/*_metrics.jsonl [--out FILE.png]
+python plot.py out/*_metrics.jsonl [--out curves.png]
 """
 
-import json
 from pathlib import Path
 
+import numpy as np
 
-def draw(paths: list[Path], out: Path) -> None:
-    """Draws the runs over one another into a PNG."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True)
-    for path in paths:
-        lines=[json.loads(l) for l in open(path)]
-        for a,key in zip(axes,("train/loss","train/lr","train/grad_norm")):
-            a.plot([l["step"] for l in lines if key in l],[l[key] for l in lines if key in l],label=key)
-        axes[0].plot([l["step"] for l in lines if "val/loss" in l],[l["val/loss"] for l in lines if "val/loss" in l])
-    figure.savefig(out, dpi=100)
+from cli import Parser, command
+from metrics import read_metrics
+
+PANELS = {"train/loss": "loss (nats per token)", "train/lr": "learning rate", "train/grad_norm": "gradient norm"}
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: colour-blind safe
+
+
+def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the rows that have this key."""
+    found = [(row["step"], row[key]) for row in rows if key in row]
+    return tuple(np.array(found).T) if found else (np.empty(0), np.empty(0))
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over the last 2% of the points, less near the beginning, so that a curve can be seen in its noise."""
+    total = np.cumsum(np.insert(values, 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - max(1, len(values) // 50), ends * 3 // 4)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def draw(paths: list[str | Path], out: str | Path) -> None:
+    """Draws the runs of these metrics files over one another, as a PNG (or what the name of `out` ends in)."""
+    from matplotlib.figure import Figure  # here: it takes longer to load than most of what train.py starts with
+
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    for i, path in enumerate(paths):
+        rows, color = read_metrics(path), COLORS[i % len(COLORS)]
+        name = Path(path).name.removesuffix("_metrics.jsonl")
+        for axis, key in zip(axes, PANELS):
+            steps, values = series(rows, key)
+            if key == "train/lr":
+                axis.plot(steps, values, color=color)
+            else:
+                axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
+                axis.plot(steps, smooth(values), color=color, linewidth=1.2, label=f"{name}: training")
+        axes[0].plot(*series(rows, "val/loss"), color=color, marker="o", markersize=4, label=f"{name}: validation")
+    for axis, label in zip(axes, PANELS.values()):
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    axes[-1].set_xlabel("step")
+    figure.savefig(out, dpi=110)
+
+
+@command
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="plot.py", description=__doc__.splitlines()[0])
+    parser.add_argument("metrics", nargs="+", help="metrics files of runs, such as out/*_metrics.jsonl")
+    parser.add_argument("--out", default="out/curves.png", help="figure to write (default: %(default)s)")
+    args = parser.parse_args(argv)
+    draw(args.metrics, args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

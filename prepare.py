@@ -10,9 +10,9 @@ import json
 import os
 import pkgutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Iterable, Iterator
 
 import numpy as np
 

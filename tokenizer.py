@@ -8,7 +8,7 @@
 """
 
 import codecs
-from typing import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 

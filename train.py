@@ -6,11 +6,12 @@ python train.py [config file] [--setting=value ...]     (python train.py --help 
 import math
 import os
 import signal
+import sys
+import threading
 import time
 import uuid
 from dataclasses import asdict, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from config import Config, load_config
 from dataset import Dataset, is_prepared, load_dataset
 from device import autocast, pick_compile, pick_device, pick_dtype
 from evaluate import mean_loss
-from metrics import Metrics
-from model import GPT, count_parameters
+from metrics import Metrics, read_metrics
+from model import GPT
 from plot import draw
 from prepare import prepare
 
@@ -96,8 +97,27 @@ def make_optimizer(model: GPT, config: Config) -> torch.optim.Optimizer:
     )
 
 
-def seed_dropout(*key: int) -> None:
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+def optimizer_step(forward, optimizer, scaler, ids, step: int, dtype: torch.dtype, config: Config):
+    """One update from the sequences ids (batch_size, T + 1), in micro-batches.
+
+    Returns the mean loss over the whole batch and the norm of its gradient before clipping, both on the device.
+    """
+    loss = torch.zeros((), device=ids.device)
+    for micro_step, part in enumerate(ids.split(config.micro_batch)):
+        if config.dropout:
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, micro_step)).generate_state(1)[0]))
+        with autocast(ids.device, dtype):
+            logits = forward(part[:, :-1])
+        share = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) * len(part) / len(ids)
+        scaler.scale(share).backward()
+        loss += share.detach()
+    scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -107,22 +127,38 @@ def seed_dropout(*key: int) -> None:
 def describe(config: Config, dataset: Dataset, model: GPT, epochs: float, choices: dict[str, tuple]) -> None:
     """Prints the one block at the start of a run."""
     groups = {name: sum(p.numel() for p in group) for name, group in model.parameter_groups().items()}
-    print(f"data    {dataset.name}: {len(dataset.train):,} tokens to train on, {len(dataset.val):,} to validate on, "
-          f"vocabulary of {config.vocab_size:,}")  # fmt: skip
-    print(f"model   {count_parameters(config):,} parameters: " + ", ".join(f"{n:,} in {k}" for k, n in groups.items()))
-    print(f"run     {config.max_steps:,} steps of {config.tokens_per_step:,} tokens: {epochs:.1f} epochs")
-    print("machine " + ", ".join(f"{name} {value} ({reason})" for name, (value, reason) in choices.items()))
+    parts = ", ".join(f"{count:,} in {name}" for name, count in groups.items())
+    print(f"data     {dataset.name}: {len(dataset.train):,} tokens to train on, {len(dataset.val):,} to validate on")
+    print(f"model    {sum(groups.values()):,} parameters: {parts}")
+    print(f"run      {config.max_steps:,} steps of {config.tokens_per_step:,} tokens, {epochs:.1f} epochs")
+    for name, (value, reason) in choices.items():
+        print(f"{name:8} {value} ({reason})")
 
 
-def sample(model: GPT, dataset: Dataset, config: Config, length: int = 200) -> str:
-    """A text of `length` tokens, the same whenever the weights are the same."""
+def sample(model: GPT, dataset: Dataset, config: Config, length: int) -> str:
+    """A text of `length` tokens: the same weights give the same text."""
     device = model.token_embedding.weight.device
-    generator = torch.Generator(device).manual_seed(config.seed)
     start = torch.tensor([[dataset.tokenizer.start_id]], device=device)
+    generator = torch.Generator(device).manual_seed(config.seed)
     model.eval()
     ids = model.generate(start, length, temperature=0.8, generator=generator)
     model.train()
     return dataset.tokenizer.decode(ids[0, 1:].tolist())
+
+
+def summarize(rows: list[dict]) -> dict:
+    """A run's curves as lists, from its metrics."""
+    trained = [row for row in rows if "train/loss" in row]
+    evaluated = [row for row in rows if "val/loss" in row]
+    return {
+        "steps": [row["step"] for row in trained],
+        "train_losses": [row["train/loss"] for row in trained],
+        "lrs": [row["train/lr"] for row in trained],
+        "grad_norms": [row.get("train/grad_norm", math.inf) for row in trained],
+        "val_steps": [row["step"] for row in evaluated],
+        "val_losses": [row["val/loss"] for row in evaluated],
+        "best_val_loss": min((row["val/loss"] for row in evaluated), default=math.inf),
+    }
 
 
 class StopSignals:
@@ -130,22 +166,19 @@ class StopSignals:
 
     def __enter__(self):
         self.received = False
-        self.previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.previous[number] = signal.signal(number, self.handle)
-            except ValueError:  # not in the main thread: whoever runs us there handles signals
-                pass
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
+            self.before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def handle(self, number, frame):
         if self.received:
             raise KeyboardInterrupt
         self.received = True
-        print("\nstopping after this step; once more stops at once")
+        print("\nstopping after this step (once more stops at once)", file=sys.stderr)
 
     def __exit__(self, *_):
-        for number, handler in self.previous.items():
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
@@ -156,15 +189,14 @@ class StopSignals:
 def train(config: Config) -> dict:
     """Trains as `config` says and leaves checkpoints, metrics and curves in out_dir.
 
-    Returns {"train_losses", "grad_norms", "lrs", "steps", "val_losses", "val_steps", "best_val_loss"}: lists with
-    an entry for each step, or for each evaluation, of this call; losses in nats per token.
-    Raises UserError for what a user can mend, divergence included.
+    Returns the run's "train_losses", "lrs" and "grad_norms" with their "steps", its "val_losses" with their
+    "val_steps", and "best_val_loss"; losses are in nats per token. Raises UserError, also where the loss diverges.
     """
     device, device_reason = pick_device(config.device)
     dtype, dtype_reason = pick_dtype(config.dtype, device, config.d_model)
     compiled, compile_reason = pick_compile(config.compile, device)
     if not is_prepared(config.dataset):
-        print(f"preparing {config.dataset}, as python prepare.py {config.dataset} would")
+        print(f"preparing the dataset, as `python prepare.py {config.dataset}` would")
         prepare(config.dataset)
     dataset = load_dataset(config.dataset)
     config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
@@ -175,114 +207,98 @@ def train(config: Config) -> dict:
     model = GPT(config).to(device)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model) if compiled else model  # the same weights: checkpoints are always the plain model's
+
+    best_path, last_path, metrics_path = config.path("best.pt"), config.path("last.pt"), config.path("metrics.jsonl")
+    start, best_val_loss, run_id = 0, math.inf, uuid.uuid4().hex[:8]
+    if config.resume:
+        state = checkpoint.load(last_path)
+        if state["dataset_fingerprint"] != dataset.fingerprint:
+            raise UserError(f"data/{config.dataset} is not the data that {last_path} was trained on")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, best_val_loss, run_id = state["step"], state["best_val_loss"], state["run_id"]
+    elif best_path.exists():
+        os.replace(best_path, config.path("best.prev.pt"))
+        print(f"the best checkpoint of an earlier run is kept as {config.path('best.prev.pt')}")
     describe(config, dataset, model, config.max_steps * config.batch_size / batches.windows, {
         "device": (device, device_reason),
         "dtype": (str(dtype).removeprefix("torch."), dtype_reason),
         "compile": (str(compiled).lower(), compile_reason),
     })  # fmt: skip
 
-    out = Path(config.out_dir)
-    best_path, last_path = out / f"{config.run_name}_best.pt", out / f"{config.run_name}_last.pt"
-    metrics_path, curves_path = out / f"{config.run_name}_metrics.jsonl", out / f"{config.run_name}_curves.png"
-    run_id = uuid.uuid4().hex[:8]
-    if best_path.exists():
-        previous = out / f"{config.run_name}_best.prev.pt"
-        os.replace(best_path, previous)
-        print(f"the best checkpoint of an earlier run is kept as {previous}")
-    metrics = Metrics(metrics_path, config, run_id, start=0)
-    result = {"train_losses": [], "grad_norms": [], "lrs": [], "steps": [], "val_losses": [], "val_steps": []}
-    best_val_loss = math.inf
-    pending = []  # (step, lr, loss, gradient norm) that are still on the device: reading them would wait for it
-    seconds, started = 0.0, time.perf_counter()
-
-    def collect() -> None:
-        """Brings the pending losses and norms off the device, in one go, and writes them down."""
-        if not pending:
-            return
-        losses, norms = torch.stack([torch.stack(entry[2:]) for entry in pending]).T.tolist()
-        for (step, lr, *_), loss, norm in zip(pending, losses, norms):
-            if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
-                raise UserError(f"step {step}: the loss is {loss}, the gradient norm {norm}; lower learning_rate,"
-                                f" or raise warmup_steps; checkpoints from before are still in {out}")  # fmt: skip
-            metrics.write(step, seconds, train_loss=loss, train_lr=lr, train_grad_norm=norm)
-            for name, value in zip(("steps", "train_losses", "lrs", "grad_norms"), (step, loss, lr, norm)):
-                result[name].append(value)
-        pending.clear()
-        metrics.flush()
-
-    def save(path: Path, step: int, val_loss: float | None) -> None:
-        checkpoint.save(path, {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": asdict(config),
-            "tokenizer": dataset.tokenizer.to_dict(), "step": step, "val_loss": val_loss,
-            "best_val_loss": best_val_loss, "dataset_fingerprint": dataset.fingerprint, "run_id": run_id,
-        })  # fmt: skip
-
-    with StopSignals() as stop, tqdm(total=config.max_steps, unit="step", disable=None) as bar:
-        for step in range(config.max_steps + 1):
+    metrics = Metrics(metrics_path, config, run_id, start, overflows=scaler.is_enabled())
+    started = time.perf_counter()
+    with StopSignals() as stop, tqdm(total=config.max_steps, initial=start, unit="step", disable=None) as bar:
+        for step in range(start, config.max_steps + 1):
             last = step == config.max_steps
-            if step % config.eval_interval == 0 or last or stop.received:
-                collect()
-                val_loss = None
-                if step % config.eval_interval == 0 or last:
+            evaluated = last or step % config.eval_interval == 0
+            if evaluated or stop.received:
+                metrics.collect()
+                better = False
+                if evaluated:
                     val_loss = mean_loss(model, dataset.val, config.micro_batch, dtype, config.eval_tokens)
-                    metrics.write(step, seconds, val_loss=val_loss)
-                    metrics.flush()
-                    result["val_losses"].append(val_loss)
-                    result["val_steps"].append(step)
-                    better = val_loss < best_val_loss
-                    bar.write(f"step {step:>6,} | validation loss {val_loss:.4f} | "
-                              f"{dataset.bits_per_byte(val_loss):.4f} bits per byte{' | best so far' * better}")  # fmt: skip
-                    if better:
-                        best_val_loss = val_loss
-                        if step > 0:
-                            save(best_path, step, val_loss)
-                    draw([metrics_path], curves_path)
-                if step > 0:
-                    save(last_path, step, val_loss)
+                    better, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
+                    metrics.write(step, {"val/loss": val_loss})
+                    draw([metrics_path], config.path("curves.png"))
+                    bar.write(f"step {step:>6,} | validation loss {val_loss:.4f} | {dataset.bits_per_byte(val_loss):.4f} "
+                              f"bits per byte{' | best so far' * better}", file=sys.stdout)  # fmt: skip
+                state = {
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": asdict(config),
+                    "tokenizer": dataset.tokenizer.to_dict(), "step": step, "best_val_loss": best_val_loss,
+                    "dataset_fingerprint": dataset.fingerprint, "run_id": run_id,
+                }  # fmt: skip
+                if better:
+                    checkpoint.save(best_path, state)
+                checkpoint.save(last_path, state)
             if last or stop.received:
                 break
-            if config.sample_interval and step % config.sample_interval == 0 and step > 0:
-                bar.write(f"--- a sample at step {step:,} ---\n{sample(model, dataset, config)}\n---")
+            if config.sample_interval and step > start and step % config.sample_interval == 0:
+                bar.write(
+                    f"--- sample at step {step:,} ---\n{sample(model, dataset, config, 200)}\n---", file=sys.stdout
+                )
 
             tick = time.perf_counter()
             lr = learning_rate(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            ids = batches(step).to(device, non_blocking=True)
-            loss = torch.zeros((), device=device)
-            for micro_step, part in enumerate(ids.split(config.micro_batch)):
-                if config.dropout:
-                    seed_dropout(config.seed, step, micro_step)
-                with autocast(device, dtype):
-                    logits = forward(part[:, :-1])
-                share = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) * len(part) / len(ids)
-                scaler.scale(share).backward()
-                loss += share.detach()
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            pending.append((step, lr, loss, norm))
+            ids = batches(step).to(device)
+            metrics.add(step, lr, *optimizer_step(forward, optimizer, scaler, ids, step, dtype, config))
+            row = metrics.collect() if step % config.log_interval == 0 else None
+            metrics.seconds += time.perf_counter() - tick
             bar.update()
-            if step % config.log_interval == 0:
-                collect()
-            seconds += time.perf_counter() - tick
-            if step % config.log_interval == 0 and bar.disable:
-                done = step + 1
-                left = (time.perf_counter() - started) / done * (config.max_steps - done)
-                print(f"step {step:>6,} | loss {result['train_losses'][-1]:.4f} | lr {lr:.2e} | "
-                      f"gradient norm {result['grad_norms'][-1]:.3f} | {done * config.tokens_per_step / seconds:,.0f} "
-                      f"tokens/s | {int(left // 60)}:{int(left % 60):02} left", flush=True)  # fmt: skip
+            if row and step > start:
+                rate = (step + 1) * config.tokens_per_step / metrics.seconds
+                left = (time.perf_counter() - started) / (step + 1 - start) * (config.max_steps - step - 1)
+                line = (f"loss {row['train/loss']:.4f} | lr {lr:.2e} | gradient norm {row.get('train/grad_norm', math.nan):.3f}"
+                        f" | {rate:,.0f} tokens/s")  # fmt: skip
+                bar.set_postfix_str(line)
+                if bar.disable:
+                    print(f"step {step:>6,} | {line} | {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
     metrics.close()
-    result["best_val_loss"] = best_val_loss
+
+    result = summarize(read_metrics(metrics_path)) | {"finished": last}
+    if not last:
+        folder = f" --out_dir={config.out_dir}" if config.out_dir != Config.out_dir else ""
+        print(
+            f"saved {last_path} at step {step:,}; go on with: python train.py --run_name={config.run_name}{folder} --resume"
+        )
+        return result
+    best = checkpoint.load(best_path)
+    model.load_state_dict(best["model"])
+    if len(dataset.val) > config.eval_tokens:
+        result["best_val_loss"] = mean_loss(model, dataset.val, config.micro_batch, dtype)
+    print(f"the best model, of step {best['step']:,}: validation loss {result['best_val_loss']:.4f}, "
+          f"{dataset.bits_per_byte(result['best_val_loss']):.4f} bits per byte")  # fmt: skip
+    print(f"--- a sample of it ---\n{sample(model, dataset, config, 500)}\n---")
+    print(f"{best_path} talks: python sample.py --ckpt {best_path}; curves: {config.path('curves.png')}")
     return result
 
 
 @command
 def main(argv: list[str]) -> None:
-    train(load_config(argv))
+    if not train(load_config(argv))["finished"]:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The corpora: one small module each, that says in `ABOUT` what the text is and finds it in `load(folder)`."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Callable, Iterable
 
 
 @dataclass(frozen=True)
