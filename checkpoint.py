@@ -50,7 +50,9 @@ def save(path: Path, state: dict) -> None:
         write_atomically(path, lambda file: torch.save(state, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError)), None) or error
-        raise UserError(f"can't save {path} ({str(reason).splitlines()[0]}); what was there before is still there") from None
+        raise UserError(
+            f"can't save {path} ({str(reason).splitlines()[0]}); what was there before is still there"
+        ) from None
 
 
 def load(path: str | Path) -> dict:

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import re
 import runpy
+import traceback
 import types
 import typing
 from dataclasses import dataclass, fields
@@ -161,7 +162,8 @@ def read_file(path: str) -> tuple[dict, dict]:
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
     except Exception as error:
-        line = getattr(error, "lineno", None) or error.__traceback__.tb_next and error.__traceback__.tb_lineno
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = getattr(error, "lineno", None) or (lines or [1])[-1]
         raise UserError(f"config file {path}, line {line}: {type(error).__name__}: {error}", status=2) from None
     values = {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
     on_cpu = values.pop("on_cpu", {})

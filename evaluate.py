@@ -18,7 +18,9 @@ from model import GPT
 
 
 @torch.no_grad()
-def mean_loss(model: GPT, tokens: np.ndarray, batch_size: int, dtype: torch.dtype, max_tokens: int | None = None) -> float:
+def mean_loss(
+    model: GPT, tokens: np.ndarray, batch_size: int, dtype: torch.dtype, max_tokens: int | None = None
+) -> float:
     """Cross-entropy in nats per token, each token but the first predicted once.
 
     tokens (N,) is cut from position 0 into windows of block_size; the last may be shorter. Where they hold more
@@ -51,7 +53,9 @@ def mean_loss(model: GPT, tokens: np.ndarray, batch_size: int, dtype: torch.dtyp
 def main(argv: list[str]) -> None:
     parser = Parser(prog="evaluate.py", description=__doc__.splitlines()[0])
     parser.add_argument("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
-    parser.add_argument("--text", help="UTF-8 file to evaluate on (default: the validation split it was trained beside)")
+    parser.add_argument(
+        "--text", help="UTF-8 file to evaluate on (default: the validation split it was trained beside)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     args = parser.parse_args(argv)
@@ -90,7 +94,9 @@ def main(argv: list[str]) -> None:
         print(json.dumps(result))
     else:
         print(f"{args.ckpt}, step {state['step']:,}, on {name}: {len(tokens):,} tokens, {n_bytes:,} bytes")
-        print(f"loss {loss:.4f} nats per token | perplexity {result['perplexity']:.3f} | {result['bits_per_byte']:.4f} bits per byte")
+        print(
+            f"loss {loss:.4f} nats per token | perplexity {result['perplexity']:.3f} | {result['bits_per_byte']:.4f} bits per byte"
+        )
 
 
 if __name__ == "__main__":

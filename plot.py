@@ -11,7 +11,8 @@ from cli import Parser, command
 from metrics import read_metrics
 
 PANELS = {"train/loss": "loss (nats per token)", "train/lr": "learning rate", "train/grad_norm": "gradient norm"}
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: colour-blind safe
+# Okabe and Ito's palette, which the colour-blind can tell apart
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
 def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +33,9 @@ def draw(paths: list[str | Path], out: str | Path) -> None:
     """Draws the runs of these metrics files over one another, as a PNG (or what the name of `out` ends in)."""
     from matplotlib.figure import Figure  # here: it takes longer to load than most of what train.py starts with
 
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    figure = Figure(figsize=(8, 8))
+    margins = {"left": 0.1, "right": 0.98, "bottom": 0.06, "top": 0.98, "hspace": 0.08}
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1), gridspec_kw=margins)
     for i, path in enumerate(paths):
         rows, color = read_metrics(path), COLORS[i % len(COLORS)]
         name = Path(path).name.removesuffix("_metrics.jsonl")

@@ -40,7 +40,9 @@ def split_name(name: str) -> tuple[str, str]:
     corpus, _, kind = Path(name).name.rpartition("_")
     if not corpus or kind not in tokenizers.KINDS:
         kinds = ", ".join(tokenizers.KINDS)
-        raise UserError(f"a dataset is called <corpus>_<tokenizer> with a tokenizer of {kinds}; {name!r} is not", status=2)
+        raise UserError(
+            f"a dataset is called <corpus>_<tokenizer> with a tokenizer of {kinds}; {name!r} is not", status=2
+        )
     return corpus, kind
 
 
@@ -116,7 +118,9 @@ def split(corpus: Corpus, survey: Survey, val_fraction: float) -> Iterator[tuple
             yield ("val" if i in held_back else "train"), text
 
 
-def write_tokens(folder: Path, pieces: Iterable[tuple[str, str]], tokenizer, separator: str) -> dict[str, dict[str, int]]:
+def write_tokens(
+    folder: Path, pieces: Iterable[tuple[str, str]], tokenizer, separator: str
+) -> dict[str, dict[str, int]]:
     """Writes <split>.bin of each split; counts its tokens, and the characters and bytes of its text.
 
     The separator goes between documents; it counts as tokens, not as text, so that bits per byte compare.
@@ -147,7 +151,9 @@ def prepare(name: str, inputs: list[str] | None = None, val_fraction: float = 0.
     elif corpus_name in corpora():
         corpus = importlib.import_module(f"data.{corpus_name}").load(DATA_DIR / "downloads")
     else:
-        raise UserError(f"there is no corpus {corpus_name}; bring your own text: python prepare.py {name} --input FILE", 2)
+        raise UserError(
+            f"there is no corpus {corpus_name}; bring your own text: python prepare.py {name} --input FILE", 2
+        )
 
     survey = Survey(corpus)
     separator = "" if corpus.continuous else SEPARATOR
@@ -164,7 +170,9 @@ def prepare(name: str, inputs: list[str] | None = None, val_fraction: float = 0.
         counts = write_tokens(Path(new), split(corpus, survey, val_fraction), tokenizer, separator)
         for part in SPLITS:
             if counts[part]["tokens"] < 2:
-                raise UserError(f"{survey.characters:,} characters of text are too few for a training and a validation part")
+                raise UserError(
+                    f"{survey.characters:,} characters of text are too few for a training and a validation part"
+                )
         meta = {
             "source": corpus.source,
             "sha256": survey.sha256,
@@ -200,7 +208,9 @@ def report(folder: Path, survey: Survey, meta: dict, tokenizer: tokenizers.Token
 def main(argv: list[str]) -> None:
     parser = Parser(prog="prepare.py", description=__doc__.splitlines()[0])
     parser.add_argument("dataset", nargs="?", help="<corpus>_<tokenizer>, such as shakespeare_char or notes_byte")
-    parser.add_argument("--input", nargs="+", metavar="PATH", help="your own text: UTF-8 files, folders of .txt and .md")
+    parser.add_argument(
+        "--input", nargs="+", metavar="PATH", help="your own text: UTF-8 files, folders of .txt and .md"
+    )
     parser.add_argument("--val_fraction", type=float, default=0.1, help="part held back for validation (default: 0.1)")
     args = parser.parse_args(argv)
     if args.dataset:

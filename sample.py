@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--prompt_file", help="UTF-8 file with the text to go on from")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="length of a sample (default: %(default)s)")
     parser.add_argument("--num_samples", type=int, default=1, help="several are generated as one batch")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: %(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0: always the likeliest token (default: %(default)s)"
+    )
     parser.add_argument("--top_k", type=int, help="draw from the k likeliest tokens only")
     parser.add_argument("--top_p", type=float, help="draw from the likeliest tokens that make up this probability")
     parser.add_argument("--stop", help="end a sample after this text")

@@ -28,7 +28,7 @@ class UnknownCharacters(ValueError):
 
 def code_points(text: str) -> np.ndarray:
     """The Unicode code point of each character, uint32."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 class CharTokenizer:
@@ -39,12 +39,11 @@ class CharTokenizer:
     def __init__(self, characters: str):
         """characters: the vocabulary, each character once; a character's id is its place."""
         self.characters = characters
-        codes = code_points(characters)
-        if len(np.unique(codes)) != len(codes):
+        self._codes = code_points(characters)  # id -> code point
+        if len(np.unique(self._codes)) != len(self._codes):
             raise ValueError("a character stands twice in the vocabulary")
-        self._ids = np.full(CODE_POINTS, UNKNOWN, dtype=np.uint32)
-        self._ids[codes] = np.arange(len(codes))
-        self._characters = np.array(list(characters))
+        self._ids = np.full(CODE_POINTS, UNKNOWN, dtype=np.uint32)  # code point -> id
+        self._ids[self._codes] = np.arange(len(self._codes))
 
     @classmethod
     def from_text(cls, texts: Iterable[str]) -> "CharTokenizer":
@@ -71,7 +70,7 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self._characters[np.asarray(ids, dtype=np.int64)])
+        return self._codes[np.asarray(ids, dtype=np.int64)].tobytes().decode("utf-32-le", "surrogatepass")
 
     def stream_decoder(self) -> Callable[[Sequence[int]], str]:
         """A function from the next ids to the text that they complete."""

@@ -55,7 +55,7 @@ class Batches:
         """The starts of an epoch's windows, in the order in which they are used."""
         rng = np.random.default_rng((self.config.seed, epoch))
         T = self.config.block_size
-        offset = rng.integers(min(T, len(self.tokens) - self.windows * T))
+        offset = rng.integers(len(self.tokens) - self.windows * T)
         return offset + T * rng.permutation(self.windows)
 
     def starts(self, step: int) -> np.ndarray:

@@ -1,0 +1,114 @@
+"""The real commands, in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import arguments
+
+import checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(*command, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], **(pipes | options))
+
+
+def run(*command):
+    process = start(*command)
+    output, error = process.communicate(timeout=120)
+    return process.returncode, output, error
+
+
+def test_from_a_text_to_a_model_that_talks(dataset):
+    (dataset / "tiny.py").write_text("")
+    status, output, error = run("train.py", "tiny.py", *arguments())
+    assert status == 0, error
+    assert "12 steps" in output and "out/tiny_best.pt talks" in output
+    status, output, _ = run("sample.py", "--ckpt", "out/tiny_best.pt", "--prompt", "the ", "--max_new_tokens", "20")
+    assert status == 0 and output.startswith("the ")
+    status, output, _ = run("evaluate.py", "--ckpt", "out/tiny_best.pt")
+    assert status == 0 and "bits per byte" in output
+
+
+@pytest.mark.parametrize(
+    "command, status, words",
+    [
+        (["train.py", "none.py"], 2, "none.py"),
+        (["train.py", "tiny.py", "--learning_rat=1"], 2, "did you mean learning_rate?"),
+        (["train.py", "tiny.py", "--dataset=absent_char"], 2, "no corpus absent"),
+        (["prepare.py", "a_char", "--input", "none.txt"], 1, "none.txt"),
+        (["sample.py", "--ckpt", "none.pt"], 1, "none.pt"),
+        (["sample.py", "--ckpt", "verses.txt"], 1, "verses.txt is no checkpoint"),
+        (["evaluate.py", "--ckpt", "none.pt"], 1, "none.pt"),
+        (["plot.py", "none.jsonl"], 1, "none.jsonl"),
+    ],
+)
+def test_bad_input_gets_one_line_and_changes_nothing(dataset, command, status, words):
+    (dataset / "tiny.py").write_text("")
+    before = sorted(dataset.rglob("*"))
+    got, _, error = run(*command)
+    assert got == status and words in error and error.count("\n") == 1
+    assert sorted(dataset.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_with_a_checkpoint(dataset, number):
+    (dataset / "tiny.py").write_text("")
+    process = start("train.py", "tiny.py", *arguments(max_steps=100_000, eval_interval=50_000))
+    for line in process.stdout:
+        if line.startswith("step     50 |"):
+            break
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error
+    assert "python train.py --run_name=tiny --resume" in output
+    assert checkpoint.load("out/tiny_last.pt")["step"] >= 50
+
+
+def test_ctrl_c_ends_a_sample_at_once(dataset):
+    (dataset / "tiny.py").write_text("")
+    assert run("train.py", "tiny.py", *arguments())[0] == 0
+    process = start("sample.py", "--ckpt", "out/tiny_best.pt", "--max_new_tokens", "1000000")
+    process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in error
+
+
+def test_a_reader_that_goes_away_is_no_error(dataset):
+    (dataset / "tiny.py").write_text("")
+    assert run("train.py", "tiny.py", *arguments())[0] == 0
+    process = start("sample.py", "--ckpt", "out/tiny_best.pt", "--max_new_tokens", "5000")
+    process.stdout.read(5)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=20) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk needs root")
+def test_a_full_disk_costs_nothing_that_was_saved(dataset):
+    (dataset / "tiny.py").write_text("")
+    (dataset / "out").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(dataset / "out")])
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        status, _, error = run("train.py", "tiny.py", *arguments(d_model=64))
+        assert status == 1 and "No space left on device" in error and error.count("\n") == 1
+        assert all(checkpoint.load(path) for path in (dataset / "out").glob("*.pt"))
+    finally:
+        subprocess.run(["umount", str(dataset / "out")], check=True)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(dataset):
+    (dataset / "tiny.py").write_text("")
+    (dataset / "out").write_text("a file")
+    status, _, error = run("train.py", "tiny.py", *arguments())
+    assert status == 1 and "out" in error and error.count("\n") == 1
+    assert (dataset / "out").read_text() == "a file"

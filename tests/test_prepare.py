@@ -1,0 +1,155 @@
+import json
+import signal
+
+import numpy as np
+import pytest
+from conftest import verses
+
+import prepare
+from cli import UserError
+from data import Corpus
+from dataset import load_dataset
+
+
+def contents(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_a_file_becomes_a_contiguous_split_that_decodes_to_it(folder, kind, capsys):
+    text = verses(300) + "é\r\n\U0001f600\n"
+    (folder / "my notes.txt").write_bytes(text.encode())
+    assert prepare.main([f"notes_{kind}", "--input", "my notes.txt"]) == 0
+    dataset = load_dataset(f"notes_{kind}")
+    train, val = dataset.tokenizer.decode(dataset.train), dataset.tokenizer.decode(dataset.val)
+    assert train + val == text and len(train) == int(len(text) * 0.9)
+    for split, part in (("train", train), ("val", val)):
+        count = dataset.meta[split]
+        assert (count["characters"], count["bytes"]) == (len(part), len(part.encode()))
+        assert count["tokens"] == len(getattr(dataset, split))
+    printed = capsys.readouterr().out
+    assert f"{len(train):,} characters" in printed and dataset.meta["sha256"] in printed and "the" in printed
+
+
+def test_a_file_larger_than_a_piece_gives_the_same_bytes(folder, monkeypatch):
+    (folder / "a.txt").write_text(verses(200) + "äöü 漢字 😀" * 50, encoding="utf-8")
+    prepare.prepare("a_byte", ["a.txt"])
+    prepare.prepare("a_char", ["a.txt"])
+    whole = contents(folder / "data")
+    monkeypatch.setattr(prepare, "PIECE", 7)  # cuts nearly every multi-byte character
+    prepare.prepare("a_byte", ["a.txt"])
+    prepare.prepare("a_char", ["a.txt"])
+    meta = json.loads(contents(folder / "data" / "a_char")["meta.json"])
+    assert contents(folder / "data")["train.bin"] == whole["train.bin"]
+    assert meta["train"] == json.loads(whole["meta.json"])["train"] or meta["tokenizer"]["kind"] == "char"
+    dataset = load_dataset("a_char")
+    assert dataset.tokenizer.decode([*dataset.train, *dataset.val]) == (folder / "a.txt").read_text(encoding="utf-8")
+
+
+def test_documents_are_split_whole_with_a_separator(folder):
+    (folder / "texts" / "deep").mkdir(parents=True)
+    documents = [f"document {i}: {verses(1, seed=i)}" for i in range(20)]
+    for i, text in enumerate(documents):
+        (folder / "texts" / ("deep" if i % 2 else "") / f"{i:02}.{'md' if i % 3 else 'txt'}").write_text(text)
+    (folder / "texts" / "picture.png").write_bytes(b"\x89PNG")
+    prepare.prepare("texts_char", ["texts"], val_fraction=0.2)
+    dataset = load_dataset("texts_char")
+    parts = {name: dataset.tokenizer.decode(getattr(dataset, name)).split("\n\n") for name in ("train", "val")}
+    assert len(parts["val"]) == 4
+    assert sorted(p.strip() for p in parts["train"] + parts["val"]) == sorted(d.strip() for d in documents)
+    assert dataset.meta["val"]["bytes"] == sum(
+        len(d) for d in documents if d.strip() in [p.strip() for p in parts["val"]]
+    )
+
+
+def test_a_corpus_with_its_own_validation_keeps_it(folder, monkeypatch):
+    corpus = Corpus("made up", lambda: ["one two", "three"], validation=lambda: ["four"])
+    monkeypatch.setattr(prepare, "read_inputs", lambda inputs: corpus)
+    prepare.prepare("own_byte", ["-"])
+    dataset = load_dataset("own_byte")
+    assert dataset.tokenizer.decode(dataset.train) == "one two\n\nthree"
+    assert dataset.tokenizer.decode(dataset.val) == "four"
+
+
+def test_preparing_twice_gives_the_same_bytes(folder):
+    (folder / "a.txt").write_text(verses(50))
+    prepare.prepare("a_char", ["a.txt"])
+    first = contents(folder / "data")
+    prepare.prepare("a_char", ["a.txt"])
+    assert contents(folder / "data") == first
+
+
+BAD_INPUT = {
+    "missing.txt": (None, "there is no file missing.txt"),
+    "empty.txt": (b"", "too few"),
+    "picture.png": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not UTF-8 text: byte 0 is 0x89"),
+    "cut.txt": ("à la carte".encode()[:1], "ends in the middle of a character"),
+    "short.txt": (b"ab", "too few"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_text_is_refused_and_nothing_is_lost(dataset, name, capsys):
+    content, words = BAD_INPUT[name]
+    if content is not None:
+        (dataset / name).write_bytes(content)
+    before = contents(dataset)
+    assert prepare.main(["verses_char", "--input", name]) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert contents(dataset) == before
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["shakespeare"], "<corpus>_<tokenizer>"),
+        (["shakespeare_words"], "<corpus>_<tokenizer>"),
+        (["nothing_char"], "--input"),
+        (["verses_char", "--input", "verses.txt", "--val_fraction=1.5"], "val_fraction"),
+        (["verses_char", "--inptu", "verses.txt"], "--inptu"),
+    ],
+)
+def test_bad_arguments_are_refused(dataset, arguments, words, capsys):
+    assert prepare.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_folder_without_texts_is_refused(folder, capsys):
+    (folder / "empty").mkdir()
+    assert prepare.main(["a_char", "--input", "empty"]) == 1
+    assert "no .txt or .md" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_old_dataset(dataset, monkeypatch, capsys):
+    before = contents(dataset)
+    monkeypatch.setattr(prepare, "write_tokens", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert prepare.main(["verses_char", "--input", "verses.txt"]) == 130
+    assert contents(dataset) == before
+
+
+def test_without_arguments_it_lists_the_corpora(capsys):
+    assert prepare.main([]) == 0
+    assert "shakespeare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda data: (data / "meta.json").unlink(), "no prepared dataset"),
+        (lambda data: (data / "meta.json").write_text("{"), "damaged"),
+        (lambda data: (data / "meta.json").write_text("[1]"), "damaged"),
+        (lambda data: (data / "val.bin").unlink(), "val.bin"),
+        (lambda data: (data / "train.bin").write_bytes(b"123"), "train.bin"),
+        (
+            lambda data: np.full((data / "val.bin").stat().st_size // 2, 999, "<u2").tofile(data / "val.bin"),
+            "the id 999",
+        ),
+    ],
+)
+def test_a_damaged_dataset_is_refused_by_name(dataset, spoil, words):
+    spoil(dataset / "data" / "verses_char")
+    with pytest.raises(UserError, match=words) as error:
+        load_dataset("verses_char")
+    assert "python prepare.py verses_char" in str(error.value)

@@ -1,0 +1,261 @@
+import math
+import os
+import random
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import arguments, verses
+
+import checkpoint
+import train as loop
+from cli import UserError
+from dataset import load_dataset
+from metrics import read_metrics
+from model import GPT
+from prepare import prepare
+from train import Batches, learning_rate, make_optimizer, optimizer_step, train
+
+TIMELESS = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]  # noqa: E731
+
+
+def weights(path) -> dict:
+    return checkpoint.load(path)["model"]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# batches
+
+
+@pytest.mark.parametrize("order", ["shuffled", "random"])
+def test_batches_are_a_function_of_seed_and_step(tiny, order):
+    tokens = np.arange(1000, dtype=np.uint16)
+    config = tiny(batch_order=order)
+    batch = Batches(tokens, config)(7)
+    assert batch.shape == (4, 33) and batch.dtype == torch.int64
+    assert torch.equal(batch, batch[:, :1] + torch.arange(33))  # windows are contiguous
+    assert torch.equal(batch, Batches(tokens, config)(7))
+    assert not torch.equal(batch, Batches(tokens, config)(8))
+    assert not torch.equal(batch, Batches(tokens, replace(config, seed=2))(7))
+
+
+def test_a_shuffled_epoch_has_each_window_once_at_a_new_offset(tiny):
+    batches = Batches(np.arange(1001, dtype=np.uint16), tiny(batch_size=5))
+    assert batches.windows == 30  # 6 steps an epoch
+    epochs = [np.sort(np.concatenate([batches.starts(step) for step in range(6 * e, 6 * e + 6)])) for e in range(3)]
+    for starts in epochs:
+        assert np.array_equal(np.diff(starts), np.full(29, 32))
+        assert starts[0] >= 0 and starts[-1] + 33 <= 1001
+    assert len({int(starts[0]) for starts in epochs}) > 1
+
+
+@pytest.mark.parametrize("n_tokens", [33, 34, 64, 65, 97])
+@pytest.mark.parametrize("order", ["shuffled", "random"])
+def test_short_texts_are_used_to_the_end_and_not_past_it(tiny, order, n_tokens):
+    batches = Batches(np.arange(n_tokens, dtype=np.uint16), tiny(batch_order=order))
+    seen = np.concatenate([batches(step).numpy().ravel() for step in range(200)])
+    assert seen.min() == 0 and seen.max() == n_tokens - 1
+
+
+def test_a_text_shorter_than_a_window_is_refused(tiny):
+    with pytest.raises(UserError, match="32 training tokens, block_size=32 needs at least 33"):
+        Batches(np.arange(32, dtype=np.uint16), tiny())
+
+
+# schedule and optimizer
+
+
+def test_learning_rate_rises_linearly_and_falls_as_a_cosine(tiny):
+    config = tiny(learning_rate=1.0, min_lr=0.1, warmup_steps=4, max_steps=104)
+    assert [learning_rate(step, config) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert learning_rate(54, config) == pytest.approx(0.55)
+    assert learning_rate(104, config) == pytest.approx(0.1)
+    rates = [learning_rate(step, config) for step in range(4, 105)]
+    assert rates == sorted(rates, reverse=True)
+    assert learning_rate(0, replace(config, warmup_steps=0)) == 1.0
+
+
+def test_only_matrices_decay(tiny):
+    config = tiny(vocab_size=10, bias=True, pos_type="learned", norm_type="layernorm", weight_decay=0.5)
+    model = GPT(config)
+    decays = {
+        id(p): group["weight_decay"] for group in make_optimizer(model, config).param_groups for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.5 if parameter.ndim == 2 and "embedding" not in name else 0.0), name
+
+
+def gradients(config, ids):
+    """The gradients that a fresh model's first step follows, its loss and its gradient norm."""
+    torch.manual_seed(0)
+    model = GPT(config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1.0), torch.amp.GradScaler("cpu", enabled=False)
+    loss, norm = optimizer_step(model, optimizer, scaler, ids, 0, torch.float32, config)
+    return {name: before[name] - p.detach() for name, p in model.named_parameters()}, loss.item(), norm.item()
+
+
+def test_micro_batches_equal_one_large_batch(tiny):
+    config = tiny(vocab_size=50, batch_size=8, grad_clip=0)
+    ids = torch.randint(50, (8, 33), generator=torch.Generator().manual_seed(0))
+    whole, loss, norm = gradients(config, ids)
+    parts, parts_loss, parts_norm = gradients(replace(config, micro_batch_size=2), ids)
+    assert parts_loss == pytest.approx(loss, rel=1e-5) and parts_norm == pytest.approx(norm, rel=1e-4)
+    assert all(torch.allclose(whole[name], parts[name], rtol=1e-3, atol=1e-6) for name in whole)
+
+
+def test_gradients_are_clipped_to_the_norm_but_reported_whole(tiny):
+    ids = torch.randint(50, (4, 33), generator=torch.Generator().manual_seed(0))
+    whole, _, norm = gradients(tiny(vocab_size=50, grad_clip=0), ids)
+    clipped, _, reported = gradients(tiny(vocab_size=50, grad_clip=0.01), ids)
+    length = lambda tensors: torch.stack([t.norm() for t in tensors.values()]).norm().item()  # noqa: E731
+    assert reported == norm == pytest.approx(length(whole), rel=1e-4) and norm > 0.1
+    assert length(clipped) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_one_batch_can_be_learnt_by_heart(tiny):
+    config = tiny(vocab_size=50)
+    ids = torch.randint(50, (4, 33), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = GPT(config)
+    optimizer, scaler = make_optimizer(model, config), torch.amp.GradScaler("cpu", enabled=False)
+    losses = [
+        optimizer_step(model, optimizer, scaler, ids, step, torch.float32, config)[0].item() for step in range(150)
+    ]
+    assert losses[0] > 3.5 and losses[-1] < 0.1
+
+
+# the loop
+
+
+def test_a_run_learns_and_leaves_its_files(dataset, tiny, capsys):
+    result = train(tiny(max_steps=60, eval_interval=20, sample_interval=30))
+    assert sorted(os.listdir("out")) == ["tiny_best.pt", "tiny_curves.png", "tiny_last.pt", "tiny_metrics.jsonl"]
+    assert result["steps"] == list(range(60)) and result["val_steps"] == [0, 20, 40, 60]
+    assert result["best_val_loss"] == min(result["val_losses"]) < result["val_losses"][0] - 1
+    assert len(result["lrs"]) == len(result["grad_norms"]) == len(result["train_losses"]) == 60
+    assert checkpoint.load("out/tiny_last.pt")["step"] == 60
+    printed = capsys.readouterr().out
+    assert "best so far" in printed and "sample at step 30" in printed and "a sample of it" in printed
+    assert open("out/tiny_curves.png", "rb").read(4) == b"\x89PNG"
+
+
+def test_metrics_have_a_line_for_every_step_and_evaluation(dataset, tiny):
+    train(tiny(log_interval=5))
+    rows = read_metrics("out/tiny_metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(12))
+    assert [row["step"] for row in rows if "val/loss" in row] == [0, 4, 8, 12]
+    for row in rows:
+        assert row["tokens"] == row["step"] * 4 * 32 and row["seconds"] >= 0
+        assert row.keys() >= {"train/loss", "train/lr", "train/grad_norm"} or row.keys() >= {"val/loss"}
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_loss(folder, tiny):
+    noise = "".join(random.Random(0).choices("abcdefgh", k=400))  # to be learnt by heart, never to be understood
+    (folder / "noise.txt").write_text(noise)
+    prepare("noise_char", ["noise.txt"])
+    result = train(tiny(dataset="noise_char", block_size=16, max_steps=60, eval_interval=10))
+    best = int(np.argmin(result["val_losses"]))
+    assert 0 < best < len(result["val_losses"]) - 1
+    assert checkpoint.load("out/tiny_best.pt")["step"] == result["val_steps"][best]
+    assert checkpoint.load("out/tiny_best.pt")["best_val_loss"] == result["best_val_loss"]
+
+
+def test_how_often_one_looks_changes_nothing(dataset, tiny):
+    train(tiny(dropout=0.1))
+    plain = read_metrics("out/tiny_metrics.jsonl")
+    train(
+        tiny(dropout=0.1, run_name="watched", eval_interval=3, log_interval=4, sample_interval=2, wandb_mode="disabled")
+    )
+    watched = read_metrics("out/watched_metrics.jsonl")
+    trained = lambda rows: [row for row in TIMELESS(rows) if "train/loss" in row]  # noqa: E731
+    assert trained(plain) == trained(watched)
+    assert same(weights("out/tiny_last.pt"), weights("out/watched_last.pt"))
+
+
+@pytest.mark.parametrize("order", ["shuffled", "random"])
+def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, order, monkeypatch, capsys):
+    settings = {"dropout": 0.2, "micro_batch_size": 2, "batch_order": order, "max_steps": 13, "batch_size": 64}
+    train(tiny(**settings, run_name="whole"))
+
+    def interrupted(*args):
+        if args[4] == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return optimizer_step(*args)
+
+    monkeypatch.setattr(loop, "optimizer_step", interrupted)
+    assert loop.main(["none.py", *arguments(**settings)]) == 2
+    (dataset / "none.py").write_text("")
+    assert loop.main(["none.py", *arguments(**settings)]) == 130
+    assert checkpoint.load("out/tiny_last.pt")["step"] == 7
+    assert "python train.py --run_name=tiny --resume" in capsys.readouterr().out
+    monkeypatch.undo()
+    os.chdir(dataset)
+    assert loop.main(["none.py", "--run_name=tiny", "--resume"]) == 0
+    assert same(weights("out/whole_last.pt"), weights("out/tiny_last.pt"))
+    assert same(weights("out/whole_best.pt"), weights("out/tiny_best.pt"))
+    assert TIMELESS(read_metrics("out/whole_metrics.jsonl")) == TIMELESS(read_metrics("out/tiny_metrics.jsonl"))
+
+
+def test_a_resumed_run_keeps_its_architecture_and_data(dataset, tiny, capsys):
+    train(tiny())
+    (dataset / "none.py").write_text("")
+    resume = ["none.py", "--run_name=tiny", "--resume"]
+    assert loop.main([*resume, "--n_layers=3"]) == 2
+    assert "n_layers (it was 2)" in capsys.readouterr().err
+    assert loop.main([*resume, "--max_steps=16", "--warmup_steps=2"]) == 0
+    assert checkpoint.load("out/tiny_last.pt")["step"] == 16
+    (dataset / "verses.txt").write_text(verses(401))
+    prepare("verses_char", ["verses.txt"])
+    assert loop.main(resume) == 1
+    assert "is not the data" in capsys.readouterr().err
+    assert loop.main(["none.py", "--run_name=absent", "--resume"]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_a_new_run_keeps_the_best_of_the_old_one(dataset, tiny, capsys):
+    train(tiny())
+    old = weights("out/tiny_best.pt")
+    train(tiny(seed=2))
+    assert "tiny_best.prev.pt" in capsys.readouterr().out
+    assert same(weights("out/tiny_best.prev.pt"), old) and not same(weights("out/tiny_best.pt"), old)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(dataset, tiny, monkeypatch):
+    def broken(*args):
+        loss, norm = optimizer_step(*args)
+        return (loss * math.nan if args[4] == 9 else loss), norm
+
+    monkeypatch.setattr(loop, "optimizer_step", broken)
+    with pytest.raises(UserError, match="train/loss is nan at step 9"):
+        train(tiny(log_interval=5))
+    assert checkpoint.load("out/tiny_last.pt")["step"] == 8
+    assert all(tensor.isfinite().all() for tensor in weights("out/tiny_last.pt").values())
+
+
+def test_a_large_validation_split_is_sampled_until_the_end(dataset, tiny, capsys):
+    result = train(tiny(eval_tokens=200))
+    whole = loop.mean_loss(
+        checkpoint.build(checkpoint.load("out/tiny_best.pt"), torch.device("cpu"))[0],
+        load_dataset("verses_char").val, 4, torch.float32,
+    )  # fmt: skip
+    assert result["best_val_loss"] == pytest.approx(whole) and whole not in result["val_losses"]
+
+
+@pytest.mark.parametrize(
+    "kind", [{"norm_position": "post"}, {"norm_type": "none"}, {"pos_type": "learned"}, {"dtype": "bfloat16"}]
+)
+def test_other_settings_train_too(dataset, tiny, kind):
+    result = train(tiny(max_steps=40, learning_rate=3e-3, **kind))
+    assert result["val_losses"][-1] < result["val_losses"][0] - 0.3
+
+
+def test_without_weights_and_biases_the_run_goes_on(dataset, tiny, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)  # as if it were not installed
+    assert train(tiny(wandb_mode="offline"))["finished"]
+    assert "Weights & Biases is off: it is not installed" in capsys.readouterr().out
