@@ -3,7 +3,7 @@
 A checkpoint is a dict of tensors and plain values, nothing that could run code when it is loaded:
 
     model            the weights by name, uncompiled, float32
-    optimizer        the optimizer's state_dict
+    optimizers       their state_dicts
     config           every setting of the run
     tokenizer        what turns its ids into text
     step, best_val_loss, dataset_fingerprint, run_id
@@ -21,7 +21,7 @@ import tokenizer as tokenizers
 from cli import UserError
 from model import GPT, GPTConfig
 
-KEYS = {"model", "optimizer", "config", "tokenizer", "step", "best_val_loss", "dataset_fingerprint", "run_id"}
+KEYS = {"model", "optimizers", "config", "tokenizer", "step", "best_val_loss", "dataset_fingerprint", "run_id"}
 
 
 def write_atomically(path: Path, write) -> None:

@@ -35,11 +35,12 @@ class Config(GPTConfig):
     # optimization
     batch_size: int = 64  # sequences in one optimizer step, over all micro-batches
     micro_batch_size: int | None = None  # sequences that go through the model at once; none: batch_size
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for the matrices inside the blocks, AdamW for the rest
     learning_rate: float = 1e-3  # peak, reached at the end of the warmup
     min_lr: float | None = None  # where the cosine ends; none: learning_rate / 10
     warmup_steps: int = 100  # steps of linear rise from 0 to learning_rate
     max_steps: int = 5000  # optimizer updates in the run
-    weight_decay: float = 0.1  # AdamW's, on matrices only: not on embeddings, gains and biases
+    weight_decay: float = 0.1  # on matrices only: not on embeddings, gains and biases
     beta1: float = 0.9  # AdamW's momentum
     beta2: float = 0.95  # AdamW's memory of squared gradients
     grad_clip: float = 1.0  # longest gradient norm that is let through; 0: any
@@ -256,7 +257,7 @@ def resumed_config(config: Config, given: dict) -> Config:
     saved = checkpoint.load(config.path("last.pt"))["config"]
     saved = {name: value for name, value in saved.items() if name in SETTINGS and name != "vocab_size"}
     new = make_config(saved | given)
-    fixed = [*(f.name for f in fields(GPTConfig)), "dataset", "seed", "batch_size", "batch_order"]
+    fixed = [*(f.name for f in fields(GPTConfig)), "dataset", "seed", "batch_size", "batch_order", "optimizer"]
     changed = [name for name in fixed if name != "vocab_size" and getattr(new, name) != saved[name]]
     if changed:
         shown = ", ".join(f"{name} (it was {saved[name]})" for name in changed)

@@ -16,11 +16,12 @@ from dataset import load_dataset
 from device import autocast, pick_device, pick_dtype
 from model import GPT
 
+BATCH_TOKENS = 1 << 14  # that go through the model at once
+BATCH_LOGITS = 1 << 26  # and no more logits than this: 256 MB
+
 
 @torch.no_grad()
-def mean_loss(
-    model: GPT, tokens: np.ndarray, batch_size: int, dtype: torch.dtype, max_tokens: int | None = None
-) -> float:
+def mean_loss(model: GPT, tokens: np.ndarray, dtype: torch.dtype, max_tokens: int | None = None) -> float:
     """Cross-entropy in nats per token, each token but the first predicted once.
 
     tokens (N,) is cut from position 0 into windows of block_size; the last may be shorter. Where they hold more
@@ -28,6 +29,7 @@ def mean_loss(
     """
     T = model.config.block_size
     device = model.token_embedding.weight.device
+    batch_size = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // T)
     full, rest = divmod(len(tokens) - 1, T)
     windows = np.arange(full)
     if max_tokens is not None and len(tokens) - 1 > max_tokens:
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{name} is too short: a loss needs at least 2 tokens")
 
     dtype, _ = pick_dtype(config["dtype"], device, config["d_model"])
-    loss = mean_loss(model, tokens, config["micro_batch_size"] or config["batch_size"], dtype)
+    loss = mean_loss(model, tokens, dtype)
     result = {
         "checkpoint": args.ckpt,
         "step": state["step"],

@@ -1,20 +1,25 @@
 """A corpus -> data/<dataset>/{train.bin, val.bin, meta.json}.
 
-python prepare.py shakespeare_char             one of the corpora in data/
-python prepare.py notes_byte --input notes.txt your own files or folders
+python prepare.py shakespeare_char               one of the corpora in data/
+python prepare.py notes_byte --input notes.txt   your own files or folders
 """
 
+import fnmatch
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import pkgutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 import data
 import tokenizer as tokenizers
@@ -23,9 +28,11 @@ from data import Corpus
 from dataset import DATA_DIR, SPLITS
 
 SPLIT_SEED = 1337  # decides which documents are held back
-SEPARATOR = "\n\n"  # between documents
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
-PIECE = 1 << 22  # bytes of a file that are read at once
+PIECE = 1 << 22  # bytes of a file that are read at once, characters that a thread tokenizes at once
+
+# ---------------------------------------------------------------------------------------------------------------------
+# where the text comes from
 
 
 def corpora() -> dict[str, str]:
@@ -46,40 +53,83 @@ def split_name(name: str) -> tuple[str, str]:
     return corpus, kind
 
 
+def load_corpus(name: str, limit: int | None, options: dict) -> Corpus:
+    """One of the project's corpora; options that its load() does not have are refused. Raises UserError."""
+    if name not in corpora():
+        raise UserError(
+            f"there is no corpus {name}; bring your own text: python prepare.py {name}_char --input FILE", 2
+        )
+    load = importlib.import_module(f"data.{name}").load
+    known = inspect.signature(load).parameters
+    if unknown := sorted(options.keys() - known.keys()):
+        raise UserError(f"the corpus {name} takes no --{unknown[0]}", status=2)
+    return load(DATA_DIR / "downloads", **options, **({"limit": limit} if "limit" in known else {}))
+
+
 def read_pieces(path: Path) -> Iterator[str]:
-    """The text of a file, a few MB at a time. Raises UserError where it is not UTF-8."""
+    """The text of a file, a few MB at a time, cut where no token can reach across. Raises UserError if it is not UTF-8."""
     with open(path, "rb") as file:
         rest, offset = b"", 0
         while piece := file.read(PIECE):
             piece = rest + piece
-            try:
-                text, rest = piece.decode("utf-8"), b""
-            except UnicodeDecodeError as error:
-                if len(piece) - error.start > 3:  # more than a character that the end of the piece cuts in two
-                    where = f"byte {offset + error.start} is {piece[error.start]:#04x}"
-                    raise UserError(f"{path} is not UTF-8 text: {where}") from None
-                text, rest = piece[: error.start].decode("utf-8"), piece[error.start :]
-            offset += len(piece) - len(rest)
-            yield text
+            end = piece.rfind(b"\n")  # no token of GPT-2's joins the end of a word to the new line after it
+            while end > 0 and not 32 < piece[end - 1] < 127:
+                end = piece.rfind(b"\n", 0, end)
+            if end <= 0:  # one endless line: at least no character is cut in two
+                end = len(piece) - 1
+                while end > 1 and piece[end] & 0xC0 == 0x80:
+                    end -= 1
+            yield decode(piece[:end], path, offset)
+            rest, offset = piece[end:], offset + end
         if rest:
-            raise UserError(f"{path} is not UTF-8 text: it ends in the middle of a character")
+            yield decode(rest, path, offset)
 
 
-def read_inputs(inputs: list[str]) -> Corpus:
-    """One file as one continuous text; several files, or the .txt and .md files of folders, as documents."""
+def decode(content: bytes, path: Path, offset: int) -> str:
+    """content, which stands at this offset of the file, as text. Raises UserError."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {offset + error.start:,} is {content[error.start]:#04x}"
+        raise UserError(f"{path} is not UTF-8 text: {where}; with another encoding, convert it first") from None
+
+
+def read_inputs(inputs: list[str], pattern: str | None) -> Corpus:
+    """One file as one continuous text; several files, or those of folders that match the pattern, as documents."""
+    patterns = [pattern] if pattern else ["*.txt", "*.md"]
     files = []
     for path in map(Path, inputs):
-        found = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md")) if path.is_dir() else [path]
-        if not found:
-            raise UserError(f"the folder {path} holds no .txt or .md files")
-        files += found
-    for path in files:
-        if not path.is_file():
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if any(fnmatch.fnmatch(p.name, pattern) for pattern in patterns))
+            if not found:
+                raise UserError(
+                    f"the folder {path} holds no {' or '.join(patterns)}; --pattern '*.py' takes other files"
+                )
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
             raise UserError(f"there is no file {path}")
     source = ", ".join(inputs)
     if len(files) == 1:
         return Corpus(source, lambda: read_pieces(files[0]), continuous=True)
-    return Corpus(source, lambda: ("".join(read_pieces(path)) for path in files))
+    return Corpus(source, lambda: filter(None, ("".join(read_pieces(path)) for path in files)))
+
+
+def limited(documents: Callable[[], Iterable[str]], limit: int, continuous: bool) -> Iterator[str]:
+    """The first documents that fit into `limit` bytes; of a continuous text, up to the last byte."""
+    for text in documents():
+        content = text.encode("utf-8")
+        if len(content) > limit:
+            if continuous:
+                yield content[:limit].decode("utf-8", errors="ignore")
+            return
+        limit -= len(content)
+        yield text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# from text to files: one pass to survey it, one to tokenize it, neither with more than some pieces in memory
 
 
 class Survey:
@@ -96,6 +146,7 @@ class Survey:
             self.excerpt = self.excerpt or text[:200].strip()
             digest.update(text.encode("utf-8"))
             seen[tokenizers.code_points(text)] = True
+        self.documents = 1 if corpus.continuous else self.documents
         self.sha256 = digest.hexdigest()
         self.vocabulary = "".join(map(chr, np.flatnonzero(seen)))
 
@@ -108,8 +159,7 @@ def split(corpus: Corpus, survey: Survey, val_fraction: float) -> Iterator[tuple
     elif corpus.continuous:
         left = int(survey.characters * (1 - val_fraction))  # characters that still belong to train
         for text in corpus.documents():
-            yield "train", text[:left]
-            yield "val", text[left:]
+            yield from ((name, part) for name, part in (("train", text[:left]), ("val", text[left:])) if part)
             left = max(0, left - len(text))
     else:
         order = np.random.default_rng(SPLIT_SEED).permutation(survey.documents)
@@ -118,103 +168,153 @@ def split(corpus: Corpus, survey: Survey, val_fraction: float) -> Iterator[tuple
             yield ("val" if i in held_back else "train"), text
 
 
+def jobs(pieces: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Joins neighbours of one split into lists of about PIECE characters: enough work for a thread at a time."""
+    name, texts, size = "", [], 0
+    for new, text in pieces:
+        if texts and (new != name or size + len(text) > PIECE):
+            yield name, texts
+            texts, size = [], 0
+        name, size = new, size + len(text)
+        texts.append(text)
+    if texts:
+        yield name, texts
+
+
 def write_tokens(
-    folder: Path, pieces: Iterable[tuple[str, str]], tokenizer, separator: str
+    folder: Path, pieces: Iterable[tuple[str, str]], tokenizer, separated: bool
 ) -> dict[str, dict[str, int]]:
     """Writes <split>.bin of each split; counts its tokens, and the characters and bytes of its text.
 
-    The separator goes between documents; it counts as tokens, not as text, so that bits per byte compare.
+    Separators go between documents; they count as tokens, not as text, so that bits per byte compare.
     """
+
+    def encode(job: tuple[str, list[str]]) -> tuple[str, np.ndarray, int, int]:
+        name, texts = job
+        ids = [part for text in texts for part in (tokenizer.separator if separated else (), tokenizer.encode(text))]
+        characters, n_bytes = sum(map(len, texts)), sum(len(text.encode("utf-8")) for text in texts)
+        return name, np.concatenate(ids).astype("<u2"), characters, n_bytes
+
     counts = {name: {"tokens": 0, "characters": 0, "bytes": 0} for name in SPLITS}
-    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
-        files = {"train": train, "val": val}
-        for name, text in pieces:
-            count = counts[name]
-            ids = tokenizer.encode(separator + text if count["tokens"] else text)
-            files[name].write(ids.astype("<u2"))
-            count["tokens"] += len(ids)
-            count["characters"] += len(text)
-            count["bytes"] += len(text.encode("utf-8"))
+    work = jobs(pieces)
+    with (
+        open(folder / "train.bin", "wb") as train,
+        open(folder / "val.bin", "wb") as val,
+        ThreadPoolExecutor() as pool,
+        tqdm(desc="tokens", unit="B", unit_scale=True, disable=None, leave=False) as bar,
+    ):
+        while batch := list(islice(work, os.cpu_count())):  # map() alone would take in the whole corpus
+            for name, ids, characters, n_bytes in pool.map(encode, batch):
+                count = counts[name]
+                ids = ids if count["tokens"] or not separated else ids[len(tokenizer.separator) :]
+                (train if name == "train" else val).write(ids)
+                for unit, number in (("tokens", len(ids)), ("characters", characters), ("bytes", n_bytes)):
+                    count[unit] += number
+                bar.update(n_bytes)
     return counts
 
 
-def prepare(name: str, inputs: list[str] | None = None, val_fraction: float = 0.1) -> None:
+def make_tokenizer(kind: str, survey: Survey, separated: bool) -> tokenizers.Tokenizer:
+    """The tokenizer of this kind for a text. Raises UserError where its ids don't fit into a file."""
+    if kind == "byte":
+        return tokenizers.ByteTokenizer()
+    if kind == "bpe":
+        return tokenizers.BPETokenizer()
+    tokenizer = tokenizers.CharTokenizer("".join(sorted({*survey.vocabulary, *("\n" if separated else "")})))
+    if tokenizer.vocab_size > MAX_VOCABULARY:
+        raise UserError(
+            f"{tokenizer.vocab_size:,} different characters: ids above {MAX_VOCABULARY - 1:,} do not fit into uint16;"
+            " use bytes (..._byte) or BPE (..._bpe)"
+        )
+    return tokenizer
+
+
+def prepare(
+    name: str,
+    inputs: list[str] | None = None,
+    pattern: str | None = None,
+    val_fraction: float = 0.1,
+    limit: int | None = None,
+    **options,
+) -> None:
     """Makes data/<name>, from `inputs` (files and folders) or from the corpus that the name begins with.
 
-    Either the whole dataset is there in the end, or what was there before. Raises UserError.
+    limit: bytes of text; options: those of the corpus's load(). Either the whole dataset is there in the end, or what
+    was there before. Raises UserError.
     """
     corpus_name, kind = split_name(name)
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must lie between 0 and 1, not {val_fraction}", status=2)
-    if inputs:
-        corpus = read_inputs(inputs)
-    elif corpus_name in corpora():
-        corpus = importlib.import_module(f"data.{corpus_name}").load(DATA_DIR / "downloads")
-    else:
-        raise UserError(
-            f"there is no corpus {corpus_name}; bring your own text: python prepare.py {name} --input FILE", 2
-        )
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1, not {limit}", status=2)
+    if inputs and options:
+        raise UserError(f"--{min(options)} does not go with --input", status=2)
+    corpus = read_inputs(inputs, pattern) if inputs else load_corpus(corpus_name, limit, options)
+    if limit:
+        whole = corpus.documents
+        corpus = replace(corpus, documents=lambda: limited(whole, limit, corpus.continuous), validation=None)
 
     survey = Survey(corpus)
-    separator = "" if corpus.continuous else SEPARATOR
-    if kind == "char":
-        tokenizer = tokenizers.CharTokenizer("".join(sorted(set(survey.vocabulary + separator))))
-    else:
-        tokenizer = tokenizers.ByteTokenizer()
-    if tokenizer.vocab_size > MAX_VOCABULARY:
-        raise UserError(f"{tokenizer.vocab_size:,} different characters do not fit into uint16; use {corpus_name}_byte")
-
+    separated = not corpus.continuous
+    tokenizer = make_tokenizer(kind, survey, separated)
     folder = DATA_DIR / name
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
-        counts = write_tokens(Path(new), split(corpus, survey, val_fraction), tokenizer, separator)
-        for part in SPLITS:
-            if counts[part]["tokens"] < 2:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+            counts = write_tokens(Path(new), split(corpus, survey, val_fraction), tokenizer, separated)
+            if min(counts[part]["tokens"] for part in SPLITS) < 2:
                 raise UserError(
-                    f"{survey.characters:,} characters of text are too few for a training and a validation part"
+                    f"{survey.characters:,} characters in {survey.documents:,} documents are too few for a training"
+                    " and a validation part"
                 )
-        meta = {
-            "source": corpus.source,
-            "sha256": survey.sha256,
-            "documents": survey.documents,
-            "tokenizer": tokenizer.to_dict(),
-            **counts,
-        }
-        (Path(new) / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
-        (folder / "meta.json").unlink(missing_ok=True)  # until the new one is there, the dataset counts as missing
-        for file in ("train.bin", "val.bin", "meta.json"):
-            os.replace(Path(new) / file, folder / file)
+            meta = {
+                "source": corpus.source,
+                "limit": limit,
+                "sha256": survey.sha256,
+                "documents": survey.documents,
+                "tokenizer": tokenizer.to_dict(),
+                **counts,
+            }
+            (Path(new) / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+            (folder / "meta.json").unlink(missing_ok=True)  # until the new one is there, the dataset counts as missing
+            for file in ("train.bin", "val.bin", "meta.json"):
+                os.replace(Path(new) / file, folder / file)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
     report(folder, survey, meta, tokenizer)
 
 
 def report(folder: Path, survey: Survey, meta: dict, tokenizer: tokenizers.Tokenizer) -> None:
     """Prints what a person wants to know of a new dataset."""
-    print(f"{folder}: {meta['source']}")
+    documents = f" ({survey.documents:,} documents)" if survey.documents > 1 else ""
+    print(f"{folder}: {meta['source']}{documents}")
     for part in SPLITS:
         count = meta[part]
-        per_token = count["bytes"] / count["tokens"]
         print(
             f"  {part:5}  {count['characters']:>13,} characters  {count['bytes']:>13,} bytes"
-            f"  {count['tokens']:>13,} tokens  ({per_token:.2f} bytes each)"
+            f"  {count['tokens']:>13,} tokens  ({count['bytes'] / count['tokens']:.2f} bytes each)"
         )
-    vocabulary = f"{len(survey.vocabulary)} different characters: {survey.vocabulary[:100]!r}"
-    print(f"  vocabulary of {tokenizer.vocab_size} tokens; {vocabulary}{' ...' * (len(survey.vocabulary) > 100)}")
+    some = f"{survey.vocabulary[:100]!r}{' ...' * (len(survey.vocabulary) > 100)}"
+    print(f"  vocabulary of {tokenizer.vocab_size:,} tokens; {len(survey.vocabulary):,} different characters: {some}")
     print(f"  sha256 of the text: {survey.sha256}")
-    print("  it begins:\n")
-    print("    " + survey.excerpt.replace("\n", "\n    ") + "\n")
+    print("  it begins:\n\n    " + survey.excerpt.replace("\n", "\n    ") + "\n")
 
 
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="prepare.py", description=__doc__.splitlines()[0])
     parser.add_argument("dataset", nargs="?", help="<corpus>_<tokenizer>, such as shakespeare_char or notes_byte")
-    parser.add_argument(
-        "--input", nargs="+", metavar="PATH", help="your own text: UTF-8 files, folders of .txt and .md"
-    )
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="your own text: UTF-8 files, and folders of them")
+    parser.add_argument("--pattern", help="files to take from folders, such as '*.py' (default: *.txt and *.md)")
     parser.add_argument("--val_fraction", type=float, default=0.1, help="part held back for validation (default: 0.1)")
+    parser.add_argument("--limit", type=int, metavar="BYTES", help="take this much text at most")
+    parser.add_argument("--category", help="robotics: arXiv's category (default: cs.RO)")
+    parser.add_argument("--max_results", type=int, help="robotics: number of papers (default: 5000)")
     args = parser.parse_args(argv)
     if args.dataset:
-        prepare(args.dataset, args.input, args.val_fraction)
+        options = {name: getattr(args, name) for name in ("category", "max_results") if getattr(args, name) is not None}
+        prepare(args.dataset, args.input, args.pattern, args.val_fraction, args.limit, **options)
         return
     print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
     for name, about in corpora().items():

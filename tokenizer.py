@@ -1,4 +1,4 @@
-"""Text <-> token ids: by characters or by bytes.
+"""Text <-> token ids: by characters, by bytes, or by GPT-2's byte-pair encoding.
 
 >>> tokenizer = CharTokenizer("abc")
 >>> tokenizer.encode("cab").tolist()
@@ -8,7 +8,9 @@
 """
 
 import codecs
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -62,6 +64,11 @@ class CharTokenizer:
         """The id that a text without a prompt starts from: a new line, where the vocabulary has one."""
         return max(0, self.characters.find("\n"))
 
+    @property
+    def separator(self) -> np.ndarray:
+        """The ids that stand between two documents: a blank line."""
+        return self.encode("\n\n")
+
     def encode(self, text: str) -> np.ndarray:
         """ids (uint32), one for each character. Raises UnknownCharacters."""
         ids = self._ids[code_points(text)]
@@ -86,6 +93,7 @@ class ByteTokenizer:
     kind = "byte"
     vocab_size = 256
     start_id = ord("\n")
+    separator = np.frombuffer(b"\n\n", dtype=np.uint8)  # between two documents
 
     def encode(self, text: str) -> np.ndarray:
         """ids (uint8), one for each byte of the text in UTF-8."""
@@ -93,19 +101,49 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text; bytes that are no UTF-8 become U+FFFD, as a model may well produce them."""
-        return bytes(np.asarray(ids, dtype=np.uint8)).decode("utf-8", errors="replace")
+        return self.to_bytes(ids).decode("utf-8", errors="replace")
+
+    def to_bytes(self, ids: Sequence[int]) -> bytes:
+        return bytes(np.asarray(ids, dtype=np.uint8))
 
     def stream_decoder(self) -> Callable[[Sequence[int]], str]:
         """A function from the next ids to the text that they complete: it holds back an unfinished character."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda ids: decoder.decode(bytes(np.asarray(ids, dtype=np.uint8)))
+        return lambda ids: decoder.decode(self.to_bytes(ids))
 
     def to_dict(self) -> dict:
         return {"kind": self.kind}
 
 
-Tokenizer = CharTokenizer | ByteTokenizer
-KINDS = ("char", "byte")
+class BPETokenizer(ByteTokenizer):
+    """GPT-2's byte-pair encoding, through tiktoken: 50,257 tokens of about 4 bytes of English each.
+
+    The files with its merges are fetched once, into data/downloads/gpt2_bpe. Raises UserError where they can't be had.
+    """
+
+    kind = "bpe"
+
+    def __init__(self):
+        import tiktoken  # here: characters and bytes do without
+
+        from data import gpt2_bpe
+
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(gpt2_bpe.fetch(Path("data/downloads")))
+        self._encoding = tiktoken.get_encoding("gpt2")
+        self.vocab_size = self._encoding.n_vocab
+        self.start_id = self._encoding.eot_token
+        self.separator = np.array([self._encoding.eot_token], dtype=np.uint32)  # the end-of-text token
+
+    def encode(self, text: str) -> np.ndarray:
+        """ids (uint32) of a text; "<|endoftext|>" in it is text like any other. Several threads may call this at once."""
+        return np.asarray(self._encoding.encode_to_numpy(text, disallowed_special=()))
+
+    def to_bytes(self, ids: Sequence[int]) -> bytes:
+        return self._encoding.decode_bytes(np.asarray(ids).tolist())
+
+
+Tokenizer = CharTokenizer | ByteTokenizer | BPETokenizer
+KINDS = ("char", "byte", "bpe")
 
 
 def from_dict(state: dict) -> Tokenizer:
@@ -115,4 +153,6 @@ def from_dict(state: dict) -> Tokenizer:
             return CharTokenizer(characters)
         case {"kind": "byte"}:
             return ByteTokenizer()
+        case {"kind": "bpe"}:
+            return BPETokenizer()
     raise ValueError(f"not a tokenizer: {str(state)[:80]}")

@@ -26,6 +26,7 @@ from device import autocast, pick_compile, pick_device, pick_dtype
 from evaluate import mean_loss
 from metrics import Metrics, read_metrics
 from model import GPT
+from muon import Muon
 from plot import draw
 from prepare import prepare
 
@@ -82,22 +83,25 @@ def learning_rate(step: int, config: Config) -> float:
     return config.final_lr + (config.learning_rate - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def make_optimizer(model: GPT, config: Config) -> torch.optim.Optimizer:
-    """AdamW that decays the matrices alone: gains and biases are scales, not directions, and an embedding's row
-    would shrink in every step in which its token does not occur."""
+def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices and AdamW for the rest.
+
+    Only the matrices decay: gains and biases are scales, not directions, and an embedding's row would shrink in every
+    step in which its token does not occur.
+    """
     groups = model.parameter_groups()
     claimed = [id(parameter) for group in groups.values() for parameter in group]
     assert len(claimed) == len(set(claimed)) and set(claimed) == {id(p) for p in model.parameters()}
-    decay = {"matrices": config.weight_decay, "embeddings": 0.0, "gains and biases": 0.0}
-    return torch.optim.AdamW(
-        [{"params": group, "weight_decay": decay[name]} for name, group in groups.items() if group],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    matrices = {"params": groups.pop("matrices"), "weight_decay": config.weight_decay}
+    others = [{"params": group, "weight_decay": 0.0} for group in groups.values() if group]
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "muon":
+        muon = Muon([matrices], lr=config.learning_rate)
+        return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=betas, fused=True)]
+    return [torch.optim.AdamW([matrices, *others], lr=config.learning_rate, betas=betas, fused=True)]
 
 
-def optimizer_step(forward, optimizer, scaler, ids, step: int, dtype: torch.dtype, config: Config):
+def optimizer_step(forward, optimizers, scaler, ids, step: int, dtype: torch.dtype, config: Config):
     """One update from the sequences ids (batch_size, T + 1), in micro-batches.
 
     Returns the mean loss over the whole batch and the norm of its gradient before clipping, both on the device.
@@ -111,12 +115,17 @@ def optimizer_step(forward, optimizer, scaler, ids, step: int, dtype: torch.dtyp
         share = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) * len(part) / len(ids)
         scaler.scale(share).backward()
         loss += share.detach()
-    scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
-    scaler.step(optimizer)
+    for group in groups:
+        group["lr"] = learning_rate(step, config)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
     return loss, norm
 
 
@@ -205,7 +214,7 @@ def train(config: Config) -> dict:
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")
     model = GPT(config).to(device)
-    optimizer = make_optimizer(model, config)
+    optimizers = make_optimizers(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     forward = torch.compile(model) if compiled else model  # the same weights: checkpoints are always the plain model's
 
@@ -216,7 +225,8 @@ def train(config: Config) -> dict:
         if state["dataset_fingerprint"] != dataset.fingerprint:
             raise UserError(f"data/{config.dataset} is not the data that {last_path} was trained on")
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         start, best_val_loss, run_id = state["step"], state["best_val_loss"], state["run_id"]
     elif best_path.exists():
         os.replace(best_path, config.path("best.prev.pt"))
@@ -237,14 +247,14 @@ def train(config: Config) -> dict:
                 metrics.collect()
                 better = False
                 if evaluated:
-                    val_loss = mean_loss(model, dataset.val, config.micro_batch, dtype, config.eval_tokens)
+                    val_loss = mean_loss(model, dataset.val, dtype, config.eval_tokens)
                     better, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
                     metrics.write(step, {"val/loss": val_loss})
                     draw([metrics_path], config.path("curves.png"))
                     bar.write(f"step {step:>6,} | validation loss {val_loss:.4f} | {dataset.bits_per_byte(val_loss):.4f} "
                               f"bits per byte{' | best so far' * better}", file=sys.stdout)  # fmt: skip
                 state = {
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": asdict(config),
+                    "model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers], "config": asdict(config),
                     "tokenizer": dataset.tokenizer.to_dict(), "step": step, "best_val_loss": best_val_loss,
                     "dataset_fingerprint": dataset.fingerprint, "run_id": run_id,
                 }  # fmt: skip
@@ -259,18 +269,16 @@ def train(config: Config) -> dict:
                 )
 
             tick = time.perf_counter()
-            lr = learning_rate(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
             ids = batches(step).to(device)
-            metrics.add(step, lr, *optimizer_step(forward, optimizer, scaler, ids, step, dtype, config))
+            loss, norm = optimizer_step(forward, optimizers, scaler, ids, step, dtype, config)
+            metrics.add(step, learning_rate(step, config), loss, norm)
             row = metrics.collect() if step % config.log_interval == 0 else None
             metrics.seconds += time.perf_counter() - tick
             bar.update()
             if row and step > start:
                 rate = (step + 1) * config.tokens_per_step / metrics.seconds
                 left = (time.perf_counter() - started) / (step + 1 - start) * (config.max_steps - step - 1)
-                line = (f"loss {row['train/loss']:.4f} | lr {lr:.2e} | gradient norm {row.get('train/grad_norm', math.nan):.3f}"
+                line = (f"loss {row['train/loss']:.4f} | lr {row['train/lr']:.2e} | gradient norm {row.get('train/grad_norm', math.nan):.3f}"
                         f" | {rate:,.0f} tokens/s")  # fmt: skip
                 bar.set_postfix_str(line)
                 if bar.disable:
@@ -287,7 +295,7 @@ def train(config: Config) -> dict:
     best = checkpoint.load(best_path)
     model.load_state_dict(best["model"])
     if len(dataset.val) > config.eval_tokens:
-        result["best_val_loss"] = mean_loss(model, dataset.val, config.micro_batch, dtype)
+        result["best_val_loss"] = mean_loss(model, dataset.val, dtype)
     print(f"the best model, of step {best['step']:,}: validation loss {result['best_val_loss']:.4f}, "
           f"{dataset.bits_per_byte(result['best_val_loss']):.4f} bits per byte")  # fmt: skip
     print(f"--- a sample of it ---\n{sample(model, dataset, config, 500)}\n---")

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import evaluate
 from evaluate import mean_loss
 from model import GPT, GPTConfig
 
@@ -26,11 +27,12 @@ def losses(model, tokens, starts, length=8):
 
 
 @pytest.mark.parametrize("n_tokens", [2, 8, 9, 10, 41, 77])
-def test_every_token_but_the_first_is_predicted_once(model, n_tokens):
+def test_every_token_but_the_first_is_predicted_once(model, n_tokens, monkeypatch):
     tokens = np.random.default_rng(0).integers(50, size=n_tokens, dtype=np.uint16)
+    monkeypatch.setattr(evaluate, "BATCH_TOKENS", 3 * 8)
     expected = losses(model, tokens, range(0, n_tokens - 1, 8))
     assert len(expected) == n_tokens - 1
-    assert mean_loss(model, tokens, 3, torch.float32) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert mean_loss(model, tokens, torch.float32) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_a_limit_takes_evenly_spaced_windows_always_the_same(model):
@@ -38,6 +40,6 @@ def test_a_limit_takes_evenly_spaced_windows_always_the_same(model):
     expected = losses(model, tokens, [0, 40, 80, 120])
     model.train()
     for _ in range(2):  # dropout is off meanwhile, whatever the mode
-        assert mean_loss(model, tokens, 3, torch.float32, max_tokens=32) == pytest.approx(np.mean(expected), rel=1e-5)
+        assert mean_loss(model, tokens, torch.float32, max_tokens=32) == pytest.approx(np.mean(expected), rel=1e-5)
     assert model.training
-    assert mean_loss(model, tokens, 3, torch.float32, max_tokens=160) == mean_loss(model, tokens, 3, torch.float32)
+    assert mean_loss(model, tokens, torch.float32, max_tokens=160) == mean_loss(model, tokens, torch.float32)

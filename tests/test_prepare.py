@@ -64,7 +64,7 @@ def test_documents_are_split_whole_with_a_separator(folder):
 
 def test_a_corpus_with_its_own_validation_keeps_it(folder, monkeypatch):
     corpus = Corpus("made up", lambda: ["one two", "three"], validation=lambda: ["four"])
-    monkeypatch.setattr(prepare, "read_inputs", lambda inputs: corpus)
+    monkeypatch.setattr(prepare, "read_inputs", lambda inputs, pattern: corpus)
     prepare.prepare("own_byte", ["-"])
     dataset = load_dataset("own_byte")
     assert dataset.tokenizer.decode(dataset.train) == "one two\n\nthree"
@@ -83,7 +83,7 @@ BAD_INPUT = {
     "missing.txt": (None, "there is no file missing.txt"),
     "empty.txt": (b"", "too few"),
     "picture.png": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not UTF-8 text: byte 0 is 0x89"),
-    "cut.txt": ("à la carte".encode()[:1], "ends in the middle of a character"),
+    "cut.txt": ("à la carte".encode()[:1], "byte 0 is 0xc3"),
     "short.txt": (b"ab", "too few"),
 }
 
@@ -119,7 +119,7 @@ def test_bad_arguments_are_refused(dataset, arguments, words, capsys):
 def test_a_folder_without_texts_is_refused(folder, capsys):
     (folder / "empty").mkdir()
     assert prepare.main(["a_char", "--input", "empty"]) == 1
-    assert "no .txt or .md" in capsys.readouterr().err
+    assert "no *.txt or *.md" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_the_old_dataset(dataset, monkeypatch, capsys):

@@ -1,7 +1,9 @@
+from functools import cache
+
 import numpy as np
 import pytest
 
-from tokenizer import ByteTokenizer, CharTokenizer, UnknownCharacters, from_dict
+from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, UnknownCharacters, from_dict
 
 TEXTS = [
     "To be, or not to be",
@@ -14,13 +16,19 @@ TEXTS = [
 ]
 
 
+@cache
+def make(kind):
+    """A tokenizer of this kind that knows TEXTS; GPT-2's files come from wherever the project finds them."""
+    return {"char": lambda: CharTokenizer.from_text(TEXTS), "byte": ByteTokenizer, "bpe": BPETokenizer}[kind]()
+
+
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("kind", ["char", "byte"])
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
 def test_round_trip(text, kind):
-    tokenizer = CharTokenizer.from_text(TEXTS) if kind == "char" else ByteTokenizer()
+    tokenizer = make(kind)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert len(ids) == len(text if kind == "char" else text.encode())
+    assert len(ids) == len(text if kind == "char" else text.encode()) or kind == "bpe"
     assert len(ids) == 0 or ids.max() < tokenizer.vocab_size
     again = from_dict(tokenizer.to_dict())
     assert np.array_equal(again.encode(text), ids) and again.vocab_size == tokenizer.vocab_size
@@ -56,3 +64,11 @@ def test_a_text_starts_after_a_new_line_where_there_is_one():
 def test_what_is_no_tokenizer_is_refused(state):
     with pytest.raises(ValueError):
         from_dict(state)
+
+
+def test_bpe_is_gpt2s():
+    tokenizer = make("bpe")
+    assert tokenizer.vocab_size == 50257 and tokenizer.start_id == 50256
+    assert tokenizer.encode("Hello world").tolist() == [15496, 995]  # as published with GPT-2
+    assert 50256 not in tokenizer.encode("a <|endoftext|> in a text is text")
+    assert tokenizer.decode([50256]) == "<|endoftext|>"

@@ -16,7 +16,7 @@ from dataset import load_dataset
 from metrics import read_metrics
 from model import GPT
 from prepare import prepare
-from train import Batches, learning_rate, make_optimizer, optimizer_step, train
+from train import Batches, learning_rate, make_optimizers, optimizer_step, train
 
 TIMELESS = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]  # noqa: E731
 
@@ -84,7 +84,10 @@ def test_only_matrices_decay(tiny):
     config = tiny(vocab_size=10, bias=True, pos_type="learned", norm_type="layernorm", weight_decay=0.5)
     model = GPT(config)
     decays = {
-        id(p): group["weight_decay"] for group in make_optimizer(model, config).param_groups for p in group["params"]
+        id(p): group["weight_decay"]
+        for o in make_optimizers(model, config)
+        for group in o.param_groups
+        for p in group["params"]
     }
     for name, parameter in model.named_parameters():
         assert decays[id(parameter)] == (0.5 if parameter.ndim == 2 and "embedding" not in name else 0.0), name
@@ -92,11 +95,12 @@ def test_only_matrices_decay(tiny):
 
 def gradients(config, ids):
     """The gradients that a fresh model's first step follows, its loss and its gradient norm."""
+    config = replace(config, learning_rate=1.0, warmup_steps=0)
     torch.manual_seed(0)
     model = GPT(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1.0), torch.amp.GradScaler("cpu", enabled=False)
-    loss, norm = optimizer_step(model, optimizer, scaler, ids, 0, torch.float32, config)
+    optimizers, scaler = [torch.optim.SGD(model.parameters(), lr=1.0)], torch.amp.GradScaler("cpu", enabled=False)
+    loss, norm = optimizer_step(model, optimizers, scaler, ids, 0, torch.float32, config)
     return {name: before[name] - p.detach() for name, p in model.named_parameters()}, loss.item(), norm.item()
 
 
@@ -123,9 +127,9 @@ def test_one_batch_can_be_learnt_by_heart(tiny):
     ids = torch.randint(50, (4, 33), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     model = GPT(config)
-    optimizer, scaler = make_optimizer(model, config), torch.amp.GradScaler("cpu", enabled=False)
+    optimizers, scaler = make_optimizers(model, config), torch.amp.GradScaler("cpu", enabled=False)
     losses = [
-        optimizer_step(model, optimizer, scaler, ids, step, torch.float32, config)[0].item() for step in range(150)
+        optimizer_step(model, optimizers, scaler, ids, step, torch.float32, config)[0].item() for step in range(150)
     ]
     assert losses[0] > 3.5 and losses[-1] < 0.1
 
@@ -178,9 +182,9 @@ def test_how_often_one_looks_changes_nothing(dataset, tiny):
     assert same(weights("out/tiny_last.pt"), weights("out/watched_last.pt"))
 
 
-@pytest.mark.parametrize("order", ["shuffled", "random"])
-def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, order, monkeypatch, capsys):
-    settings = {"dropout": 0.2, "micro_batch_size": 2, "batch_order": order, "max_steps": 13, "batch_size": 64}
+@pytest.mark.parametrize("choices", [{"batch_order": "shuffled", "optimizer": "muon"}, {"batch_order": "random"}])
+def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, choices, monkeypatch, capsys):
+    settings = {"dropout": 0.2, "micro_batch_size": 2, "max_steps": 13, "batch_size": 8, "block_size": 128, **choices}
     train(tiny(**settings, run_name="whole"))
 
     def interrupted(*args):
@@ -242,13 +246,20 @@ def test_a_large_validation_split_is_sampled_until_the_end(dataset, tiny, capsys
     result = train(tiny(eval_tokens=200))
     whole = loop.mean_loss(
         checkpoint.build(checkpoint.load("out/tiny_best.pt"), torch.device("cpu"))[0],
-        load_dataset("verses_char").val, 4, torch.float32,
+        load_dataset("verses_char").val, torch.float32,
     )  # fmt: skip
     assert result["best_val_loss"] == pytest.approx(whole) and whole not in result["val_losses"]
 
 
 @pytest.mark.parametrize(
-    "kind", [{"norm_position": "post"}, {"norm_type": "none"}, {"pos_type": "learned"}, {"dtype": "bfloat16"}]
+    "kind",
+    [
+        {"norm_position": "post"},
+        {"norm_type": "none"},
+        {"pos_type": "learned"},
+        {"dtype": "bfloat16"},
+        {"optimizer": "muon"},
+    ],
 )
 def test_other_settings_train_too(dataset, tiny, kind):
     result = train(tiny(max_steps=40, learning_rate=3e-3, **kind))
