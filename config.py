@@ -115,7 +115,22 @@ def read_settings() -> dict[str, Setting]:
     source = inspect.getsource(GPTConfig) + inspect.getsource(Config)
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE))
     hints = typing.get_type_hints(Config)
-    return {f.name: Setting(f.name, hints[f.name], f.default, comments[f.name]) for f in fields(Config)}
+    settings = {}
+    for field in fields(Config):
+        choices = [str(choice).lower() for option in options_of(hints[field.name]) for choice in choices_of(option)]
+        listed = f" ({', '.join(choices)})" if len(choices) > 1 else ""
+        settings[field.name] = Setting(field.name, hints[field.name], field.default, comments[field.name] + listed)
+    return settings
+
+
+def options_of(hint: object) -> tuple:
+    """The types of a union; any other type is its own only option."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def choices_of(option: object) -> tuple:
+    """The values that a Literal allows."""
+    return typing.get_args(option) if typing.get_origin(option) is Literal else ()
 
 
 SETTINGS = read_settings()
@@ -123,12 +138,8 @@ SETTINGS = read_settings()
 
 def convert(setting: Setting, value: object) -> object:
     """value as the setting's type: text from a command line, or a value from a config file. Raises ValueError."""
-    options = typing.get_args(setting.type) or (setting.type,)
-    if typing.get_origin(setting.type) is Literal:
-        options = (setting.type,)
-    choices = [
-        choice for option in options if typing.get_origin(option) is Literal for choice in typing.get_args(option)
-    ]
+    options = options_of(setting.type)
+    choices = [choice for option in options for choice in choices_of(option)]
     text = isinstance(value, str)
     if type(None) in options and (value is None or text and value.lower() == "none"):
         return None
@@ -138,13 +149,16 @@ def convert(setting: Setting, value: object) -> object:
         return BOOLEANS[value.lower()] if text else value
     if str in options and text:
         return value
-    if not isinstance(value, bool):
-        for number in (int, float):
-            try:
-                if number in options and float(value) == number(float(value)):  # 1e3 is an int, 0.5 is not
-                    return number(value) if number is float or not text or value.isdigit() else int(float(value))
-            except (ValueError, TypeError, OverflowError):
-                continue
+    if not isinstance(value, bool) and (int in options or float in options):
+        try:
+            number = float(value)
+        except (ValueError, TypeError, OverflowError):
+            pass
+        else:
+            if float in options:
+                return number
+            if number.is_integer():  # 1e3 is a whole number too
+                return int(value) if str(value).isdigit() else int(number)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
     wanted = choices + [names[option] for option in options if option in names]
     raise ValueError(f"{setting.name} must be {' or '.join(map(str, wanted))}, not {value!r}")

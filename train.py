@@ -137,7 +137,10 @@ def describe(config: Config, dataset: Dataset, model: GPT, epochs: float, choice
     """Prints the one block at the start of a run."""
     groups = {name: sum(p.numel() for p in group) for name, group in model.parameter_groups().items()}
     parts = ", ".join(f"{count:,} in {name}" for name, count in groups.items())
-    print(f"data     {dataset.name}: {len(dataset.train):,} tokens to train on, {len(dataset.val):,} to validate on")
+    part = f", {config.eval_tokens:,} of them before the end" if config.eval_tokens < len(dataset.val) else ""
+    print(
+        f"data     {dataset.name}: {len(dataset.train):,} tokens to train on, {len(dataset.val):,} to validate on{part}"
+    )
     print(f"model    {sum(groups.values()):,} parameters: {parts}")
     print(f"run      {config.max_steps:,} steps of {config.tokens_per_step:,} tokens, {epochs:.1f} epochs")
     for name, (value, reason) in choices.items():

@@ -1,7 +1,35 @@
+# python train.py configs/shakespeare_char.py
+#
+# The main job: the 10M model (10,647,552 parameters) on the 1.1 MB of tinyshakespeare, character by character.
+# On a GPU: not measured yet.
+# Without a GPU the on_cpu block trains 0.8M parameters instead: validation loss @@LOSS@@, in @@TIME@@ (2 cores of an AMD EPYC).
+
 run_name = "capstone"
-dropout = 0.2
+dataset = "shakespeare_char"
+
+n_layers = 6
+n_heads = 6
+d_model = 384
+block_size = 256
+dropout = 0.2  # 1 MB of text is read 80 times over: without it the model soon knows it by heart
+
+batch_size = 64
+learning_rate = 1e-3  # small models stand, and want, higher rates than large ones
+warmup_steps = 100
+max_steps = 5000
+eval_interval = 250  # often, because the best step comes early
 
 on_cpu = dict(
-    n_layers=4, n_heads=4, d_model=128, block_size=64, batch_size=12, dropout=0.0,
-    max_steps=2000, learning_rate=4e-3, eval_interval=500, log_interval=100,
+    n_layers=4, n_heads=4, d_model=128, block_size=128,  # 0.8M parameters: what two minutes of two cores can feed
+    dropout=0.0,             # hardly more than one epoch: nothing is learnt by heart
+    batch_size=16,
+    optimizer="muon",        # a fifth slower a step here than AdamW, and far ahead after as many seconds
+    learning_rate=6e-3,
+    min_lr=0,
+    warmup_steps=50,
+    max_steps=550,
+    eval_interval=110,
+    eval_tokens=20_000,      # the whole validation split takes three seconds: only at the end
+    sample_interval=275,
+    log_interval=10,
 )

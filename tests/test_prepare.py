@@ -1,5 +1,7 @@
 import json
+import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ from conftest import verses
 
 import prepare
 from cli import UserError
-from data import Corpus
+from data import Corpus, gpt2_bpe
 from dataset import load_dataset
+
+ROOT = Path(__file__).parent.parent
 
 
 def contents(folder) -> dict:
@@ -79,6 +83,79 @@ def test_preparing_twice_gives_the_same_bytes(folder):
     assert contents(folder / "data") == first
 
 
+@pytest.fixture
+def bpe(folder):
+    """The folder, with GPT-2's files, which the tests of tokenizers have fetched into the project's own."""
+    try:
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / "downloads").symlink_to(gpt2_bpe.fetch(ROOT / "data" / "downloads").parent)
+    except UserError as error:
+        pytest.skip(str(error))
+    return folder
+
+
+def test_bpe_of_a_file_in_pieces_is_bpe_of_the_whole(bpe, monkeypatch):
+    text = verses(100) + "\n\n  indented\r\n\tmore  \n \n\n" + "漢字 😀 \u00a0\n\nend of it all\n" * 20
+    (bpe / "a.txt").write_bytes(text.encode())
+    monkeypatch.setattr(prepare, "PIECE", 150)
+    prepare.prepare("a_bpe", ["a.txt"], val_fraction=0.001)  # 0.1% is a few characters of the last line
+    dataset = load_dataset("a_bpe")
+    whole = dataset.tokenizer.encode(text)
+    assert dataset.train[:-2].tolist() == whole[: len(dataset.train) - 2].tolist()
+    assert dataset.tokenizer.decode(dataset.train) + dataset.tokenizer.decode(dataset.val) == text
+
+
+def test_bpe_puts_its_end_of_text_between_documents(bpe):
+    for i in range(4):
+        (bpe / f"{i}.txt").write_text(f"document {i}")
+    prepare.prepare("docs_bpe", [f"{i}.txt" for i in range(4)], val_fraction=0.25)
+    dataset = load_dataset("docs_bpe")
+    train = dataset.tokenizer.decode(dataset.train).split("<|endoftext|>")
+    assert len(train) == 3 and (dataset.train == 50256).sum() == 2
+    assert sorted(train + [dataset.tokenizer.decode(dataset.val)]) == [f"document {i}" for i in range(4)]
+
+
+def test_the_number_of_workers_changes_nothing(folder, monkeypatch):
+    monkeypatch.setattr(prepare, "PIECE", 50)
+    for i in range(30):
+        (folder / f"{i}.txt").write_text(verses(i % 7 + 1, seed=i))
+    written = []
+    for workers in (1, 5):
+        monkeypatch.setattr(os, "cpu_count", lambda workers=workers: workers)
+        prepare.prepare("docs_char", [f"{i}.txt" for i in range(30)])
+        written.append(contents(folder / "data"))
+    assert written[0] == written[1]
+
+
+def test_a_limit_takes_the_beginning(folder):
+    text = verses(100) + "é"
+    (folder / "a.txt").write_text(text)
+    prepare.prepare("a_byte", ["a.txt"], limit=1000)
+    dataset = load_dataset("a_byte")
+    assert dataset.tokenizer.decode([*dataset.train, *dataset.val]) == text[:1000]
+    assert dataset.meta["limit"] == 1000
+    (folder / "b.txt").write_text("b" * 600)
+    (folder / "c.txt").write_text("c" * 300)
+    prepare.prepare("docs_byte", ["b.txt", "c.txt", "a.txt"], limit=1000, val_fraction=0.5)
+    assert load_dataset("docs_byte").meta["documents"] == 2  # whole documents only
+
+
+def test_a_pattern_picks_files(folder):
+    (folder / "src").mkdir()
+    for name in ("a.py", "b.py", "c.txt"):
+        (folder / "src" / name).write_text(f"# {name}\n")
+    assert prepare.main(["code_byte", "--input", "src", "--pattern", "*.py"]) == 0
+    dataset = load_dataset("code_byte")
+    assert sorted(dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)) == ["# a.py\n", "# b.py\n"]
+
+
+def test_more_characters_than_ids_are_refused_by_name(folder, capsys):
+    text = "".join(chr(code) for code in range(0x20, 0x20000) if not 0xD800 <= code < 0xE000)
+    (folder / "all.txt").write_text(text, encoding="utf-8")
+    assert prepare.main(["all_char", "--input", "all.txt"]) == 1
+    assert "65,535" in capsys.readouterr().err and not (folder / "data" / "all_char").exists()
+
+
 BAD_INPUT = {
     "missing.txt": (None, "there is no file missing.txt"),
     "empty.txt": (b"", "too few"),
@@ -108,6 +185,10 @@ def test_bad_text_is_refused_and_nothing_is_lost(dataset, name, capsys):
         (["nothing_char"], "--input"),
         (["verses_char", "--input", "verses.txt", "--val_fraction=1.5"], "val_fraction"),
         (["verses_char", "--inptu", "verses.txt"], "--inptu"),
+        (["shakespeare_char", "--category=cs.AI"], "takes no --category"),
+        (["verses_char", "--input", "verses.txt", "--category=cs.AI"], "does not go with --input"),
+        (["verses_char", "--input", "verses.txt", "--limit=0"], "limit"),
+        (["robotics_char", "--max_results=0"], "max_results"),
     ],
 )
 def test_bad_arguments_are_refused(dataset, arguments, words, capsys):
