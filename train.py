@@ -251,15 +251,15 @@ def train(config: Config) -> dict:
                 better = False
                 if evaluated:
                     val_loss = mean_loss(model, dataset.val, dtype, config.eval_tokens)
-                    better, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
+                    better, best_val_loss = val_loss < best_val_loss, min(best_val_loss, val_loss)
                     metrics.write(step, {"val/loss": val_loss})
                     draw([metrics_path], config.path("curves.png"))
                     bar.write(f"step {step:>6,} | validation loss {val_loss:.4f} | {dataset.bits_per_byte(val_loss):.4f} "
                               f"bits per byte{' | best so far' * better}", file=sys.stdout)  # fmt: skip
                 state = {
-                    "model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers], "config": asdict(config),
-                    "tokenizer": dataset.tokenizer.to_dict(), "step": step, "best_val_loss": best_val_loss,
-                    "dataset_fingerprint": dataset.fingerprint, "run_id": run_id,
+                    "model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "config": asdict(config), "tokenizer": dataset.tokenizer.to_dict(), "step": step,
+                    "best_val_loss": best_val_loss, "dataset_fingerprint": dataset.fingerprint, "run_id": run_id,
                 }  # fmt: skip
                 if better:
                     checkpoint.save(best_path, state)
@@ -281,8 +281,9 @@ def train(config: Config) -> dict:
             if row and step > start:
                 rate = (step + 1) * config.tokens_per_step / metrics.seconds
                 left = (time.perf_counter() - started) / (step + 1 - start) * (config.max_steps - step - 1)
-                line = (f"loss {row['train/loss']:.4f} | lr {row['train/lr']:.2e} | gradient norm {row.get('train/grad_norm', math.nan):.3f}"
-                        f" | {rate:,.0f} tokens/s")  # fmt: skip
+                norm = row.get("train/grad_norm", math.inf)
+                line = (f"loss {row['train/loss']:.4f} | lr {row['train/lr']:.2e} | gradient norm {norm:.3f} | "
+                        f"{rate:,.0f} tokens/s")  # fmt: skip
                 bar.set_postfix_str(line)
                 if bar.disable:
                     print(f"step {step:>6,} | {line} | {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
@@ -291,9 +292,8 @@ def train(config: Config) -> dict:
     result = summarize(read_metrics(metrics_path)) | {"finished": last}
     if not last:
         folder = f" --out_dir={config.out_dir}" if config.out_dir != Config.out_dir else ""
-        print(
-            f"saved {last_path} at step {step:,}; go on with: python train.py --run_name={config.run_name}{folder} --resume"
-        )
+        resume = f"python train.py --run_name={config.run_name}{folder} --resume"
+        print(f"saved {last_path} at step {step:,}; go on with: {resume}")
         return result
     best = checkpoint.load(best_path)
     model.load_state_dict(best["model"])

@@ -1,23 +1,31 @@
-"""How fast it is here, beside nanoGPT on the same machine in the same run.
+"""How fast it is here, beside others on the same machine in the same run.
 
 python -m experiments.bench generation [--nanogpt DIR]   tokens per second of a 10.65M model, one stream and ten at once
+python -m experiments.bench preparation                  from text to ids, and whole commands for 30, 100 and 300 MB
 
---nanogpt is a checkout of github.com/karpathy/nanoGPT anywhere on the disk. The two alternate; what is printed is the
-median over the rounds, with the smallest and largest, and the ratio of the medians.
+--nanogpt is a checkout of github.com/karpathy/nanoGPT anywhere on the disk. Two programs alternate; what is printed is
+the median over the rounds, with the smallest and largest, and the ratio of the medians.
 """
 
 import importlib.util
+import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+import prepare
 from cli import Parser, UserError, command
+from data import Corpus, python
 from device import pick_device
 from model import GPT, GPTConfig
+from tokenizer import BPETokenizer, ByteTokenizer
 
 SHAPE = {"vocab_size": 65, "block_size": 256}  # n_layers 6, d_model 384: the defaults are the 10.65M model
 
@@ -71,10 +79,63 @@ def generation(nanogpt, tokens: int, rounds: int, device: torch.device) -> None:
             print(f"  ratio of the medians: {medians['ours'] / medians['nanoGPT']:.1f}")
 
 
+def some_text(size: int) -> str:
+    """About `size` characters of Python's standard library, over and over."""
+    documents = list(python.load(Path("data/downloads")).documents())
+    text = "\n\n".join(documents)
+    return (text * (size // len(text) + 1))[:size]
+
+
+def preparation(rounds: int) -> None:
+    """Prints MB of text per second, from memory to ids and for whole commands, with their peak memory."""
+    text = some_text(40_000_000)
+    pieces = [text[i : i + prepare.PIECE] for i in range(0, len(text), prepare.PIECE)]
+    corpus = Corpus("", lambda: pieces, continuous=True)
+    tiktoken = BPETokenizer()
+
+    def write(tokenizer):
+        with tempfile.TemporaryDirectory() as folder:
+            prepare.write_tokens(Path(folder), (("train", piece) for piece in pieces), tokenizer, separated=False)
+
+    def whole(kind: str):
+        write(prepare.make_tokenizer(kind, prepare.Survey(corpus), separated=False))
+
+    chars = prepare.make_tokenizer("char", prepare.Survey(corpus), separated=False)
+    contestants = {
+        "char: survey, encode and write": lambda: whole("char"),
+        "byte: survey, encode and write": lambda: whole("byte"),
+        "char: encode and write": lambda: write(chars),
+        "byte: encode and write": lambda: write(ByteTokenizer()),
+        "bpe: encode and write": lambda: write(tiktoken),
+        "tiktoken.encode_ordinary, one thread": lambda: [tiktoken._encoding.encode_ordinary(piece) for piece in pieces],
+    }
+    rates = alternate(contestants, len(text.encode()) / 1e6, rounds, torch.device("cpu"))
+    for name, values in rates.items():
+        print(f"{name:38} {statistics.median(values):6.1f} MB/s  ({min(values):.1f} to {max(values):.1f}, n={rounds})")
+    bpe, plain = (statistics.median(rates[name]) for name in list(rates)[-2:])
+    print(f"bpe beside one thread of tiktoken: ratio of the medians {bpe / plain:.2f}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "data").mkdir()
+        Path(folder, "data", "downloads").symlink_to(Path("data/downloads").resolve())
+        for kind in ("char", "byte", "bpe"):
+            for size in (30, 100, 300):
+                Path(folder, "text.txt").write_text(some_text(size * 1_000_000), encoding="utf-8")
+                tick = time.perf_counter()
+                arguments = [sys.executable, str(Path("prepare.py").resolve()), f"text_{kind}", "--input", "text.txt"]
+                process = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL)
+                _, status, usage = os.wait4(process.pid, 0)
+                seconds = time.perf_counter() - tick
+                assert status == 0
+                print(
+                    f"prepare.py, {kind:4}, {size:3} MB: {seconds:6.1f} s, peak memory {usage.ru_maxrss / 1000:4.0f} MB"
+                )
+
+
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["generation"])
+    parser.add_argument("what", choices=["generation", "preparation"])
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to run in turn")
     parser.add_argument("--tokens", type=int, default=300, help="tokens in a sample (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: %(default)s)")
@@ -85,7 +146,10 @@ def main(argv: list[str]) -> None:
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
     )
     print(f"{name}, torch {torch.__version__}, Python {platform.python_version()}")
-    generation(load_nanogpt(args.nanogpt) if args.nanogpt else None, args.tokens, args.rounds, device)
+    if args.what == "generation":
+        generation(load_nanogpt(args.nanogpt) if args.nanogpt else None, args.tokens, args.rounds, device)
+    else:
+        preparation(args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cli import UserError
 from config import SETTINGS, Config, load_config
+from model import GPT
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -104,6 +106,18 @@ def test_every_shipped_config_loads_and_teaches(path, on_cpu):
     config = load_config([str(path), "--device=cpu", f"--on_cpu={on_cpu}"])
     assert config.run_name != Config.run_name
     assert path.read_text().startswith(f"# python train.py configs/{path.name}\n")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_parameters_that_a_config_speaks_of_are_those_it_has(path):
+    config = load_config([str(path), "--device=cpu", "--on_cpu=false"])
+    vocab_size = {"char": 65, "byte": 256, "bpe": 50257}[config.dataset.rpartition("_")[2]]
+    groups = GPT(replace(config, vocab_size=vocab_size)).parameter_groups()
+    total, embeddings = (sum(p.numel() for p in ps) for ps in (sum(groups.values(), []), groups["embeddings"]))
+    spoken = [
+        int(n.replace(",", "")) for n in re.findall(r"[\d,]+,\d{3},\d{3}(?= (?:parameters|in))", path.read_text())
+    ]
+    assert spoken and set(spoken) <= {total, embeddings, total - embeddings}
 
 
 def test_shipped_configs_have_names_of_their_own():

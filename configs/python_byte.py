@@ -1,0 +1,35 @@
+# python train.py configs/python_byte.py
+#
+# A 10M model (10,720,896 parameters) on 11 MB of Python: the standard library of the Python that runs this.
+# Bytes, because code has few rare characters and much white space that should be learnt as such.
+# On a GPU: not measured yet.
+# Without a GPU the on_cpu block trains 0.8M parameters: @@PYTHON@@
+
+run_name = "python_byte"
+dataset = "python_byte"
+
+n_layers = 6
+n_heads = 6
+d_model = 384
+block_size = 256
+dropout = 0.1  # 7 epochs: a little is enough
+
+batch_size = 64
+learning_rate = 1e-3
+warmup_steps = 100
+max_steps = 5000
+eval_interval = 250
+
+on_cpu = dict(
+    n_layers=4, n_heads=4, d_model=128, block_size=128,
+    dropout=0.0,             # a tenth of an epoch
+    batch_size=16,
+    optimizer="muon",
+    learning_rate=6e-3,
+    min_lr=0,
+    warmup_steps=50,
+    max_steps=550,
+    eval_interval=110,
+    eval_tokens=20_000,      # of 1 MB: only at the end all of it
+    sample_interval=275,
+)
