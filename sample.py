@@ -7,7 +7,7 @@ import torch
 
 import checkpoint
 from cli import Parser, UserError, command, read_text
-from device import pick_device
+from device import pick_device, pick_weights_dtype
 from tokenizer import Tokenizer, UnknownCharacters
 
 
@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
 
     device, _ = pick_device(args.device)
     model, tokenizer = checkpoint.build(checkpoint.load(args.ckpt), device)
+    model.to(pick_weights_dtype(device, args.num_samples))
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
     idx = torch.tensor([encode_prompt(prompt, tokenizer)], device=device).repeat(args.num_samples, 1)
     stream = model.stream(

@@ -23,7 +23,7 @@ import torch
 import prepare
 from cli import Parser, UserError, command
 from data import Corpus, python
-from device import pick_device
+from device import pick_device, pick_weights_dtype
 from model import GPT, GPTConfig
 from tokenizer import BPETokenizer, ByteTokenizer
 
@@ -66,6 +66,7 @@ def generation(nanogpt, tokens: int, rounds: int, device: torch.device) -> None:
         )
         theirs = nanogpt.GPT(config).to(device).eval()
     for streams in (1, 10):
+        ours.to(pick_weights_dtype(device, streams))  # as sample.py does
         idx = torch.zeros(streams, 1, dtype=torch.long, device=device)
         contestants = {"ours": lambda idx=idx: ours.generate(idx, tokens)}
         if nanogpt:

@@ -29,6 +29,8 @@ def make(config, seed=0):
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(std=0.3)
+            elif parameter.ndim == 3:  # the gains of queries and keys, which must not be taken for one another
+                parameter.uniform_(0.5, 2)
     return model
 
 
@@ -62,7 +64,7 @@ def test_every_parameter_learns_and_belongs_to_one_group(kind):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
     grouped = [p for group in model.parameter_groups().values() for p in group]
     assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
-    assert all(p.ndim == 1 for p in model.parameter_groups()["gains and biases"])
+    assert all(p.ndim == 2 for p in model.parameter_groups()["matrices"])
 
 
 # Tied, the head points at the very token that was read, which at the start leads a little away from guessing.
@@ -136,9 +138,31 @@ def test_attention_equals_the_naive_formula():
     assert torch.allclose(attention(x), expected.reshape(2, 7, 16) @ attention.out.weight.T, atol=1e-5)
 
 
+def test_queries_and_keys_are_normalised_head_by_head_with_gains_of_their_own():
+    attention = make(replace(SMALL, pos_type="none", n_layers=1)).blocks[0].attn
+    x = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(2))
+    q, k, v = (part.view(3, 2, 8) for part in (x @ attention.qkv.weight.T)[0].split(16, dim=-1))
+    q, k = (
+        part / part.square().mean(-1, keepdim=True).sqrt() * gain
+        for part, gain in zip((q, k), attention.qk_norm.weight)
+    )
+    weights = torch.softmax(
+        torch.einsum("thd,shd->hts", q, k) / math.sqrt(8) + torch.full((3, 3), -math.inf).triu(1), -1
+    )
+    expected = torch.einsum("hts,shd->thd", weights, v).reshape(1, 3, 16) @ attention.out.weight.T
+    assert torch.allclose(attention(x), expected, atol=1e-4)
+
+
+def test_weights_in_bfloat16_predict_nearly_the_same():
+    torch.manual_seed(0)
+    model, idx = GPT(replace(SMALL, d_model=64)), tokens(4, 16)
+    full = model(idx).log_softmax(-1)
+    assert (model.bfloat16()(idx).float().log_softmax(-1) - full).abs().max() < 0.02
+
+
 def test_rope_depends_on_distance_alone():
     cos, sin = rope_tables(32, 8)
-    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
+    q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
     score = lambda i, j: (rotate(q, cos[i], sin[i]) * rotate(k, cos[j], sin[j])).sum()  # noqa: E731
     assert torch.allclose(score(5, 3), score(25, 23), atol=1e-5)
     assert not torch.allclose(score(5, 3), score(5, 4), atol=1e-3)
