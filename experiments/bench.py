@@ -10,6 +10,7 @@ the median over the rounds, with the smallest and largest, and the ratio of the 
 import importlib.util
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -116,21 +117,23 @@ def preparation(rounds: int) -> None:
     bpe, plain = (statistics.median(rates[name]) for name in list(rates)[-2:])
     print(f"bpe beside one thread of tiktoken: ratio of the medians {bpe / plain:.2f}")
 
+    # VmHWM is Linux's account of a process's own peak; getrusage would count what this one held when it forked.
+    watched = "import sys, prepare; prepare.main(sys.argv[1:]); print(open('/proc/self/status').read())"
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "data").mkdir()
         Path(folder, "data", "downloads").symlink_to(Path("data/downloads").resolve())
         for kind in ("char", "byte", "bpe"):
             for size in (30, 100, 300):
                 Path(folder, "text.txt").write_text(some_text(size * 1_000_000), encoding="utf-8")
+                command = [sys.executable, "-c", watched, f"text_{kind}", "--input", "text.txt"]
+                environment = os.environ | {"PYTHONPATH": os.getcwd()}
                 tick = time.perf_counter()
-                arguments = [sys.executable, str(Path("prepare.py").resolve()), f"text_{kind}", "--input", "text.txt"]
-                process = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL)
-                _, status, usage = os.wait4(process.pid, 0)
-                seconds = time.perf_counter() - tick
-                assert status == 0
-                print(
-                    f"prepare.py, {kind:4}, {size:3} MB: {seconds:6.1f} s, peak memory {usage.ru_maxrss / 1000:4.0f} MB"
+                printed = subprocess.run(
+                    command, cwd=folder, env=environment, capture_output=True, text=True, check=True
                 )
+                seconds = time.perf_counter() - tick
+                peak = int(re.search(r"VmHWM:\s+(\d+) kB", printed.stdout)[1]) / 1000
+                print(f"prepare.py, {kind:4}, {size:3} MB: {seconds:5.1f} s, peak memory {peak:4.0f} MB")
 
 
 @command
