@@ -1,11 +1,15 @@
 import json
 import os
+import re
 import signal
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import verses
+from server import reply, serve
 
 import prepare
 from cli import UserError
@@ -73,6 +77,20 @@ def test_a_corpus_with_its_own_validation_keeps_it(folder, monkeypatch):
     dataset = load_dataset("own_byte")
     assert dataset.tokenizer.decode(dataset.train) == "one two\n\nthree"
     assert dataset.tokenizer.decode(dataset.val) == "four"
+
+
+def test_the_corpus_that_the_readme_adds_works(folder, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "data" / "README.md").read_text(), flags=re.DOTALL)[1]
+    module = types.ModuleType("data.darwin")
+    exec(code, vars(module))
+    monkeypatch.setitem(sys.modules, "data.darwin", module)
+    monkeypatch.setattr(prepare, "corpora", lambda: {"darwin": module.ABOUT})
+    text = verses(100)
+    with serve(lambda request: reply(request, text.encode())) as url:
+        module.URL = f"{url}/pg1228.txt"
+        assert prepare.main(["darwin_char"]) == 0
+    dataset = load_dataset("darwin_char")
+    assert dataset.tokenizer.decode([*dataset.train, *dataset.val]) == text and dataset.meta["source"] == module.URL
 
 
 def test_preparing_twice_gives_the_same_bytes(folder):
