@@ -254,15 +254,15 @@ def load_config(argv: list[str]) -> Config:
     """The Config of a command line: [config file] [--setting=value ...]. Raises UserError."""
     file, given, use_on_cpu = parse_arguments(argv)
     values, on_cpu = read_file(file)
-    config = make_config(values | given)
-    if config.resume:
-        return resumed_config(config, given)
-    device, _ = pick_device(config.device)
+    if str((values | given).get("resume")).lower() == "true":
+        return resumed_config(make_config(values | given), given)
+    device, _ = pick_device(str((values | given).get("device", Config.device)))
     changes = {name: value for name, value in on_cpu.items() if name not in given}
-    if use_on_cpu and device.type == "cpu" and changes:
-        config = make_config(values | on_cpu | given)
-        shown = ", ".join(f"{name}={value}" for name, value in changes.items())
-        print(f"on_cpu: no GPU, so {file} sets {shown} (--on_cpu=false leaves this out)")
+    if not use_on_cpu or device.type != "cpu" or not changes:
+        return make_config(values | given)
+    config = make_config(values | on_cpu | given)
+    shown = ", ".join(f"{name}={value}" for name, value in changes.items())
+    print(f"on_cpu: no GPU, so {file} sets {shown} (--on_cpu=false leaves this out)")
     return config
 
 

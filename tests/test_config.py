@@ -22,12 +22,14 @@ def file(tmp_path):
 
 
 def test_command_line_beats_on_cpu_beats_file_beats_default(file, capsys):
-    path = file("n_layers = 2\nn_heads = 2\nmax_steps = 500\non_cpu = dict(n_heads=4, max_steps=200)\n")
+    path = file("n_layers = 2\nn_heads = 3\nmax_steps = 500\non_cpu = dict(n_heads=4, max_steps=200)\n")
     config = load_config([path, "--device=cpu", "--max_steps=150"])
     assert (config.n_layers, config.n_heads, config.max_steps, config.d_model) == (2, 4, 150, Config.d_model)
     assert capsys.readouterr().out.count("\n") == 1  # it says so in one line
+    config = load_config([path, "--device=cpu", "--d_model=8"])  # fits on_cpu's 4 heads; what it replaces need not fit
+    assert (config.n_heads, config.d_model) == (4, 8) and capsys.readouterr().out
     config = load_config([path, "--device=cpu", "--on_cpu=false"])
-    assert (config.n_heads, config.max_steps) == (2, 500)
+    assert (config.n_heads, config.max_steps) == (3, 500)
     assert capsys.readouterr().out == ""
 
 
