@@ -13,7 +13,7 @@ import requests
 from cli import UserError
 from data import Corpus, download
 
-ABOUT = "titles and abstracts of arXiv's papers, the oldest first; --category (cs.RO if not told), --max_results"
+ABOUT = "5 to 20 MB: titles and abstracts of robotics papers (--category, --max_results); technical prose in short documents"
 URL = "https://export.arxiv.org/api/query"
 PAGE = 1000  # papers; arXiv gives 2,000 at most
 MOST = 30_000  # papers that arXiv gives of one query

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from cli import UserError
 from data import Corpus, download
 
-ABOUT = "enwik8, 100 MB of English Wikipedia as of 2006; --limit BYTES takes the articles of a leading part"
+ABOUT = "100 MB, or less with --limit BYTES: enwik8, English Wikipedia of 2006; more text than a 10M model can learn by heart"
 URL = "http://mattmahoney.net/dc/enwik8.zip"
 SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
 TRAIN_END, VALIDATION_END = 90_000_000, 95_000_000
