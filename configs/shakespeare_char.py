@@ -2,7 +2,8 @@
 #
 # The main job: the 10M model (10,647,552 parameters) on the 1.1 MB of tinyshakespeare, character by character.
 # On a GPU: not measured yet.
-# Without a GPU the on_cpu block trains 0.8M parameters instead: validation loss @@LOSS@@, in @@TIME@@ (2 cores of an AMD EPYC).
+# Without a GPU the on_cpu block trains 0.8M parameters instead: validation loss 1.618 (mean of 3 seeds, 1.599 to 1.633)
+# in two minutes on 2 cores of an AMD EPYC.
 
 run_name = "capstone"
 dataset = "shakespeare_char"
@@ -23,7 +24,7 @@ on_cpu = dict(
     n_layers=4, n_heads=4, d_model=128, block_size=128,  # 0.8M parameters: what two minutes of two cores can feed
     dropout=0.0,             # hardly more than one epoch: nothing is learnt by heart
     batch_size=16,
-    optimizer="muon",        # a fifth slower a step here than AdamW, and far ahead after as many seconds
+    optimizer="muon",        # a step takes a quarter longer than AdamW's here, and 600 of them reach 1.61, not 1.71
     learning_rate=6e-3,
     min_lr=0,
     warmup_steps=50,
