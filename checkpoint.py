@@ -67,12 +67,17 @@ def load(path: str | Path) -> dict:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, NotImplementedError) as e:
-        reason = str(e).splitlines()[0] if not isinstance(e, pickle.UnpicklingError) else "it holds more than data"
+    except Exception as error:  # a foreign or damaged file can fail in any way
+        reason = "it holds more than data" if isinstance(error, pickle.UnpicklingError) else type(error).__name__
         others = sorted(str(other) for other in path.parent.glob("*.pt") if other != path)
         hint = f"; there is also {', '.join(others)}" if others else ""
         raise UserError(f"{path} is no checkpoint, or was cut short or altered ({reason}){hint}") from None
-    if not isinstance(state, dict) or not state.keys() >= KEYS:
+    types = {"model": dict, "optimizers": list, "config": dict, "tokenizer": dict, "step": int, "run_id": str}
+    if (
+        not isinstance(state, dict)
+        or not state.keys() >= KEYS
+        or not all(isinstance(state[key], kind) for key, kind in types.items())
+    ):
         raise UserError(f"{path} is not a checkpoint of train.py")
     return state
 
@@ -84,6 +89,8 @@ def build(state: dict, device: torch.device) -> tuple[GPT, tokenizers.Tokenizer]
         model = GPT(GPTConfig(**{name: value for name, value in state["config"].items() if name in names}))
         model.load_state_dict(state["model"])
         tokenizer = tokenizers.from_dict(state["tokenizer"])
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise ValueError(f"a tokenizer of {tokenizer.vocab_size} tokens for {model.config.vocab_size}")
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the checkpoint does not fit this version of model.py: {str(error).splitlines()[0]}") from None
     return model.to(device).eval(), tokenizer

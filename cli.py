@@ -34,6 +34,9 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal that can't show a character is no reason to stop
+                stream.reconfigure(errors="replace")
         try:
             main(sys.argv[1:] if argv is None else argv)
         except UserError as error:

@@ -22,6 +22,7 @@ from device import pick_device
 from model import GPTConfig
 
 DEFAULT_FILE = "configs/shakespeare_char.py"
+RUN = ("out_dir", "run_name")  # what names a run's files
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -71,6 +72,8 @@ class Config(GPTConfig):
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.seed >= 2**63:
+            found.append(f"seed must be below 2^63, not {self.seed}")
         if not 0 < self.learning_rate < float("inf"):
             found.append(f"learning_rate must be above 0, not {self.learning_rate}")
         elif self.final_lr > self.learning_rate:
@@ -176,7 +179,7 @@ def read_file(path: str) -> tuple[dict, dict]:
         names = runpy.run_path(path)
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = getattr(error, "lineno", None) or (lines or [1])[-1]
         raise UserError(f"config file {path}, line {line}: {type(error).__name__}: {error}", status=2) from None
@@ -255,24 +258,28 @@ def load_config(argv: list[str]) -> Config:
     file, given, use_on_cpu = parse_arguments(argv)
     values, on_cpu = read_file(file)
     if str((values | given).get("resume")).lower() == "true":
-        return resumed_config(make_config(values | given), given)
+        return resumed_config({name: value for name, value in values.items() if name in RUN}, given)
     device, _ = pick_device(str((values | given).get("device", Config.device)))
     changes = {name: value for name, value in on_cpu.items() if name not in given}
     if not use_on_cpu or device.type != "cpu" or not changes:
         return make_config(values | given)
     config = make_config(values | on_cpu | given)
     shown = ", ".join(f"{name}={value}" for name, value in changes.items())
-    print(f"on_cpu: no GPU, so {file} sets {shown} (--on_cpu=false leaves this out)")
+    print(f"on_cpu: on the CPU {file} sets {shown} (--on_cpu=false leaves this out)")
     return config
 
 
-def resumed_config(config: Config, given: dict) -> Config:
-    """The config of the checkpoint that `config` resumes, changed by what is given on the command line alone."""
-    saved = checkpoint.load(config.path("last.pt"))["config"]
+def resumed_config(named: dict, given: dict) -> Config:
+    """The config of the checkpoint that is resumed, changed by what is given on the command line alone.
+
+    named: the RUN settings of the config file.
+    """
+    run = make_config(named | {name: given[name] for name in RUN if name in given})
+    saved = checkpoint.load(run.path("last.pt"))["config"]
     saved = {name: value for name, value in saved.items() if name in SETTINGS and name != "vocab_size"}
-    new = make_config(saved | given)
+    new = make_config(saved | given | {"out_dir": run.out_dir, "run_name": run.run_name, "resume": True})
     fixed = [*(f.name for f in fields(GPTConfig)), "dataset", "seed", "batch_size", "batch_order", "optimizer"]
-    changed = [name for name in fixed if name != "vocab_size" and getattr(new, name) != saved[name]]
+    changed = [name for name in fixed if name in saved and getattr(new, name) != saved[name]]
     if changed:
         shown = ", ".join(f"{name} (it was {saved[name]})" for name in changed)
         raise UserError(f"a resumed run can't change {shown}; start a new one without --resume", status=2)

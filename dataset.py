@@ -46,7 +46,7 @@ def is_prepared(name: str) -> bool:
 def load_dataset(name: str) -> Dataset:
     """Opens data/<name> and checks that its files belong together. Raises UserError."""
     folder = DATA_DIR / name
-    again = f"prepare it again: python prepare.py {name}"
+    again = f"prepare it again: python prepare.py {name} (with --input, if it was made of your own text)"
     if not is_prepared(name):
         raise UserError(f"there is no prepared dataset in {folder}: python prepare.py {name}")
     try:

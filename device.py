@@ -17,6 +17,8 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         return torch.device("cpu"), "auto: no GPU found"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("it is none of cpu, cuda and mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -32,7 +32,7 @@ def mean_loss(model: GPT, tokens: np.ndarray, dtype: torch.dtype, max_tokens: in
     batch_size = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // T)
     full, rest = divmod(len(tokens) - 1, T)
     windows = np.arange(full)
-    if max_tokens is not None and len(tokens) - 1 > max_tokens:
+    if full and max_tokens is not None and len(tokens) - 1 > max_tokens:
         count = max(1, min(full, max_tokens // T))
         windows, rest = np.arange(count) * full // count, 0
     batches = [(windows[i : i + batch_size], T) for i in range(0, len(windows), batch_size)]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def read_metrics(path: str | Path) -> list[dict]:
             row = json.loads(line)
             row["step"]
         except (ValueError, TypeError, KeyError):
-            if number < len(lines):
+            if number < len(lines) or not rows:
                 raise UserError(f"{path} is no metrics file: see line {number}") from None
         else:
             rows.append(row)
@@ -62,31 +63,42 @@ class Metrics:
             row = {"train/loss": loss.item(), "train/lr": lr, "train/grad_norm": grad_norm.item()}
             if not math.isfinite(row["train/grad_norm"]) and self.overflows:
                 del row["train/grad_norm"]
-            for name, value in row.items():
-                if not math.isfinite(value):
-                    raise UserError(f"{name} is {value} at step {step}: set a lower learning_rate or more warmup_steps;"
-                                    " the checkpoints saved before are still good")  # fmt: skip
             self.write(step, row)
         self.pending.clear()
         return row
 
     def write(self, step: int, measured: dict[str, float]) -> None:
+        """Writes a line. Raises UserError where a value is not finite: the run has diverged."""
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                raise UserError(f"{name} is {value} at step {step}: set a lower learning_rate or more warmup_steps;"
+                                " the checkpoints saved before are still good")  # fmt: skip
         row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(self.seconds, 3), **measured}
         self.file.write(json.dumps(row) + "\n")
-        if self.wandb:
-            self.wandb.log(row)
+        self.tell_wandb(lambda: self.wandb.log(row))
 
     def close(self) -> None:
         self.file.close()
+        self.tell_wandb(lambda: self.wandb.finish())
+
+    def tell_wandb(self, call: Callable[[], None]) -> None:
         if self.wandb:
-            self.wandb.finish()
+            try:
+                call()
+            except Exception as error:  # the network, the service: nothing that should cost a run
+                print(f"Weights & Biases is off from here on: {first_line(error)}")
+                self.wandb = None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def start_wandb(config, run_id: str):
     """The Weights & Biases run, or None where there is none; whatever is wrong with it, the training goes on."""
     mode = config.wandb_mode
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "disabled")
+        mode = os.environ.get("WANDB_MODE") or "disabled"
     if mode == "disabled":
         return None
     try:
@@ -109,5 +121,5 @@ def start_wandb(config, run_id: str):
     except ImportError:
         print("Weights & Biases is off: it is not installed (pip install wandb)")
     except Exception as error:  # the network, the account, the service: nothing that should cost a run
-        print(f"Weights & Biases is off: {str(error).splitlines()[0]}")
+        print(f"Weights & Biases is off: {first_line(error)}")
     return None

@@ -6,7 +6,7 @@ Shapes: B sequences, T positions, C = d_model channels, H heads of D = C / H cha
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn as nn
@@ -43,6 +43,9 @@ class GPTConfig:
             for name in ("vocab_size", "block_size", "n_layers", "n_heads", "d_model", "d_ff")
             if (value := getattr(self, name)) is not None and value < 1
         ]
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                found.append(f"{name} must be {' or '.join(get_args(hint))}, not {getattr(self, name)!r}")
         if not 0 <= self.dropout < 1:
             found.append(f"dropout must lie in [0, 1), not {self.dropout}")
         if not found and self.d_model % self.n_heads:
@@ -311,9 +314,9 @@ class GPT(nn.Module):
 
 
 def choose(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """Draws a token (B,) from logits (B, V). temperature 0 takes the likeliest; top_k keeps the k likeliest;
+    """Draws a token (B,) from logits (B, V). temperature 0, or nearly, takes the likeliest; top_k keeps the k likeliest;
     top_p keeps the smallest set with at least that probability (Holtzman et al., 2020, arXiv:1904.09751)."""
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.size(-1):

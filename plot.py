@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import Parser, command
+from cli import Parser, UserError, command
 from metrics import read_metrics
 
 PANELS = {"train/loss": "loss (nats per token)", "train/lr": "learning rate", "train/grad_norm": "gradient norm"}
@@ -52,7 +52,10 @@ def draw(paths: list[str | Path], out: str | Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     axes[-1].set_xlabel("step")
-    figure.savefig(out, dpi=110)
+    try:
+        figure.savefig(out, dpi=110)
+    except ValueError as error:  # an ending that is no format of figures
+        raise UserError(f"can't draw into {out}: {str(error).splitlines()[0]}", status=2) from None
 
 
 @command

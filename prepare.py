@@ -45,7 +45,7 @@ def corpora() -> dict[str, str]:
 def split_name(name: str) -> tuple[str, str]:
     """A dataset's name -> its corpus and the kind of its tokenizer. Raises UserError."""
     corpus, _, kind = Path(name).name.rpartition("_")
-    if not corpus or kind not in tokenizers.KINDS:
+    if not corpus or kind not in tokenizers.KINDS or Path(name).name != name:
         kinds = ", ".join(tokenizers.KINDS)
         raise UserError(
             f"a dataset is called <corpus>_<tokenizer> with a tokenizer of {kinds}; {name!r} is not", status=2
@@ -100,7 +100,11 @@ def read_inputs(inputs: list[str], pattern: str | None) -> Corpus:
     files = []
     for path in map(Path, inputs):
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if any(fnmatch.fnmatch(p.name, pattern) for pattern in patterns))
+            found = sorted(
+                p
+                for p in path.rglob("*")
+                if p.is_file() and any(fnmatch.fnmatch(p.name, pattern) for pattern in patterns)
+            )
             if not found:
                 raise UserError(
                     f"the folder {path} holds no {' or '.join(patterns)}; --pattern '*.py' takes other files"
@@ -166,7 +170,8 @@ def split(corpus: Corpus, survey: Survey, val_fraction: float) -> Iterator[tuple
             left = max(0, left - len(text))
     else:
         order = np.random.default_rng(SPLIT_SEED).permutation(survey.documents)
-        held_back = set(order[: max(1, round(survey.documents * val_fraction))].tolist())
+        count = min(max(1, round(survey.documents * val_fraction)), survey.documents - 1)
+        held_back = set(order[:count].tolist())
         for i, text in enumerate(corpus.documents()):
             yield ("val" if i in held_back else "train"), text
 
@@ -194,7 +199,9 @@ def write_tokens(
 
     def encode(job: tuple[str, list[str]]) -> tuple[str, np.ndarray, int, int]:
         name, texts = job
-        ids = [part for text in texts for part in (tokenizer.separator if separated else (), tokenizer.encode(text))]
+        ids = [tokenizer.encode(text) for text in texts]
+        if separated:
+            ids = [part for document in ids for part in (tokenizer.separator, document)]
         characters, n_bytes = sum(map(len, texts)), sum(len(text.encode("utf-8")) for text in texts)
         return name, np.concatenate(ids).astype("<u2"), characters, n_bytes
 
@@ -250,6 +257,8 @@ def prepare(
         raise UserError(f"val_fraction must lie between 0 and 1, not {val_fraction}", status=2)
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}", status=2)
+    if pattern and not inputs:
+        raise UserError("--pattern goes with --input", status=2)
     if inputs and options:
         raise UserError(f"--{min(options)} does not go with --input", status=2)
     corpus = read_inputs(inputs, pattern) if inputs else load_corpus(corpus_name, limit, options)
@@ -278,7 +287,7 @@ def prepare(
                 "tokenizer": tokenizer.to_dict(),
                 **counts,
             }
-            (Path(new) / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+            (Path(new) / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
             (folder / "meta.json").unlink(missing_ok=True)  # until the new one is there, the dataset counts as missing
             for file in ("train.bin", "val.bin", "meta.json"):
                 os.replace(Path(new) / file, folder / file)

@@ -15,6 +15,8 @@ def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """The prompt's ids; without a prompt, the id that a text starts from. Raises UserError."""
     try:
         return tokenizer.encode(text).tolist() or [tokenizer.start_id]
+    except UnicodeEncodeError:
+        raise UserError("the prompt is not valid text: it has bytes that are no UTF-8", status=2) from None
     except UnknownCharacters as error:
         raise UserError(f"the prompt has {error}; it can be written with {tokenizer.characters!r}", status=2) from None
 
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> None:
     wrong = [
         f"--{name} must be {wanted}, not {getattr(args, name)}"
         for name, ok, wanted in (
-            ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
+            ("max_new_tokens", 1 <= args.max_new_tokens <= 10**8, "at least 1 and at most 100,000,000"),
             ("num_samples", args.num_samples >= 1, "at least 1"),
             ("temperature", 0 <= args.temperature < float("inf"), "at least 0"),
             ("top_k", args.top_k is None or args.top_k >= 1, "at least 1"),

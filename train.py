@@ -5,6 +5,7 @@ python train.py [config file] [--setting=value ...]     (python train.py --help 
 
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -122,8 +123,10 @@ def optimizer_step(forward, optimizers, scaler, ids, step: int, dtype: torch.dty
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
     for group in groups:
         group["lr"] = learning_rate(step, config)
+    overflowed = scaler.is_enabled() and not norm.isfinite()  # in any part: then no part of the model steps
     for optimizer in optimizers:
-        scaler.step(optimizer)
+        if not overflowed:
+            scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
     return loss, norm
@@ -169,7 +172,6 @@ def summarize(rows: list[dict]) -> dict:
         "grad_norms": [row.get("train/grad_norm", math.inf) for row in trained],
         "val_steps": [row["step"] for row in evaluated],
         "val_losses": [row["val/loss"] for row in evaluated],
-        "best_val_loss": min((row["val/loss"] for row in evaluated), default=math.inf),
     }
 
 
@@ -202,7 +204,8 @@ def train(config: Config) -> dict:
     """Trains as `config` says and leaves checkpoints, metrics and curves in out_dir.
 
     Returns the run's "train_losses", "lrs" and "grad_norms" with their "steps", its "val_losses" with their
-    "val_steps", and "best_val_loss"; losses are in nats per token. Raises UserError, also where the loss diverges.
+    "val_steps", "best_val_loss" (on the whole split once it is "finished"); losses are in nats per token. Raises
+    UserError, also where the loss diverges.
     """
     device, device_reason = pick_device(config.device)
     dtype, dtype_reason = pick_dtype(config.dtype, device, config.d_model)
@@ -223,17 +226,23 @@ def train(config: Config) -> dict:
 
     best_path, last_path, metrics_path = config.path("best.pt"), config.path("last.pt"), config.path("metrics.jsonl")
     start, best_val_loss, run_id = 0, math.inf, uuid.uuid4().hex[:8]
+    old_best = best_path.exists() and not config.resume  # another run's
     if config.resume:
         state = checkpoint.load(last_path)
         if state["dataset_fingerprint"] != dataset.fingerprint:
             raise UserError(f"data/{config.dataset} is not the data that {last_path} was trained on")
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+        if state["step"] > config.max_steps:
+            raise UserError(
+                f"{last_path} has {state['step']:,} steps already: max_steps={config.max_steps:,} is too low", 2
+            )
+        try:
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                settings = optimizer.state_dict()["param_groups"]  # this run's, not those of the checkpoint
+                optimizer.load_state_dict({"state": saved["state"], "param_groups": settings})
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{last_path} does not fit this run: {str(error).splitlines()[0]}") from None
         start, best_val_loss, run_id = state["step"], state["best_val_loss"], state["run_id"]
-    elif best_path.exists():
-        os.replace(best_path, config.path("best.prev.pt"))
-        print(f"the best checkpoint of an earlier run is kept as {config.path('best.prev.pt')}")
     describe(config, dataset, model, config.max_steps * config.batch_size / batches.windows, {
         "device": (device, device_reason),
         "dtype": (str(dtype).removeprefix("torch."), dtype_reason),
@@ -247,12 +256,15 @@ def train(config: Config) -> dict:
             last = step == config.max_steps
             evaluated = last or step % config.eval_interval == 0
             if evaluated or stop.received:
+                tick = time.perf_counter()
                 metrics.collect()
+                metrics.seconds += time.perf_counter() - tick
                 better = False
                 if evaluated:
                     val_loss = mean_loss(model, dataset.val, dtype, config.eval_tokens)
-                    better, best_val_loss = val_loss < best_val_loss, min(best_val_loss, val_loss)
                     metrics.write(step, {"val/loss": val_loss})
+                    better = val_loss < best_val_loss and step > 0  # a model that has learnt nothing is never the best
+                    best_val_loss = val_loss if better else best_val_loss
                     draw([metrics_path], config.path("curves.png"))
                     bar.write(f"step {step:>6,} | validation loss {val_loss:.4f} | {dataset.bits_per_byte(val_loss):.4f} "
                               f"bits per byte{' | best so far' * better}", file=sys.stdout)  # fmt: skip
@@ -262,8 +274,16 @@ def train(config: Config) -> dict:
                     "best_val_loss": best_val_loss, "dataset_fingerprint": dataset.fingerprint, "run_id": run_id,
                 }  # fmt: skip
                 if better:
+                    if old_best:
+                        os.replace(best_path, config.path("best.prev.pt"))
+                        bar.write(
+                            f"the best checkpoint of an earlier run is kept as {config.path('best.prev.pt')}",
+                            sys.stdout,
+                        )
+                        old_best = False
                     checkpoint.save(best_path, state)
-                checkpoint.save(last_path, state)
+                if step > 0:
+                    checkpoint.save(last_path, state)
             if last or stop.received:
                 break
             if config.sample_interval and step > start and step % config.sample_interval == 0:
@@ -287,23 +307,23 @@ def train(config: Config) -> dict:
                 bar.set_postfix_str(line)
                 if bar.disable:
                     print(f"step {step:>6,} | {line} | {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
-    metrics.close()
-
-    result = summarize(read_metrics(metrics_path)) | {"finished": last}
     if not last:
-        folder = f" --out_dir={config.out_dir}" if config.out_dir != Config.out_dir else ""
-        resume = f"python train.py --run_name={config.run_name}{folder} --resume"
-        print(f"saved {last_path} at step {step:,}; go on with: {resume}")
-        return result
+        metrics.close()
+        folder = f" --out_dir={shlex.quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
+        resume = f"python train.py --run_name={shlex.quote(config.run_name)}{folder} --resume"
+        print(f"saved {last_path} at step {step:,}; go on with: {resume}" if step else "stopped before the first step")
+        return summarize(read_metrics(metrics_path)) | {"best_val_loss": best_val_loss, "finished": False}
     best = checkpoint.load(best_path)
     model.load_state_dict(best["model"])
     if len(dataset.val) > config.eval_tokens:
-        result["best_val_loss"] = mean_loss(model, dataset.val, dtype)
-    print(f"the best model, of step {best['step']:,}: validation loss {result['best_val_loss']:.4f}, "
-          f"{dataset.bits_per_byte(result['best_val_loss']):.4f} bits per byte")  # fmt: skip
+        best_val_loss = mean_loss(model, dataset.val, dtype)
+        metrics.write(step, {"val/whole_loss": best_val_loss})
+    metrics.close()
+    print(f"the best model, of step {best['step']:,}: validation loss {best_val_loss:.4f}, "
+          f"{dataset.bits_per_byte(best_val_loss):.4f} bits per byte")  # fmt: skip
     print(f"--- a sample of it ---\n{sample(model, dataset, config, 500)}\n---")
     print(f"{best_path} talks: python sample.py --ckpt {best_path}; curves: {config.path('curves.png')}")
-    return result
+    return summarize(read_metrics(metrics_path)) | {"best_val_loss": best_val_loss, "finished": True}
 
 
 @command

