@@ -320,8 +320,8 @@ def choose(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.size(-1):
-        kth = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
+        likeliest, places = logits.topk(top_k)  # exactly k of them, whatever ties there are
+        logits = torch.full_like(logits, -math.inf).scatter(-1, places, likeliest)
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(descending=True)
         probs = ordered.softmax(-1)
