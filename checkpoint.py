@@ -6,7 +6,8 @@ A checkpoint is a dict of tensors and plain values, nothing that could run code 
     optimizers       their state_dicts
     config           every setting of the run
     tokenizer        what turns its ids into text
-    step, best_val_loss, dataset_fingerprint, run_id
+    scaler           float16's loss scale; empty without it
+    step, best_step, best_val_loss, dataset_fingerprint, run_id
 """
 
 import os
@@ -21,7 +22,10 @@ import tokenizer as tokenizers
 from cli import UserError
 from model import GPT, GPTConfig
 
-KEYS = {"model", "optimizers", "config", "tokenizer", "step", "best_val_loss", "dataset_fingerprint", "run_id"}
+TYPES = {
+    "model": dict, "optimizers": list, "scaler": dict, "config": dict, "tokenizer": dict, "step": int, "best_step": int,
+    "best_val_loss": float, "dataset_fingerprint": str, "run_id": str,
+}  # fmt: skip
 
 
 def write_atomically(path: Path, write) -> None:
@@ -45,7 +49,7 @@ def write_atomically(path: Path, write) -> None:
 
 def save(path: Path, state: dict) -> None:
     """Writes a checkpoint; whatever happens, `path` holds the old one or the new one, whole. Raises UserError."""
-    assert state.keys() == KEYS, state.keys() ^ KEYS
+    assert state.keys() == TYPES.keys(), state.keys() ^ TYPES.keys()
     try:
         write_atomically(path, lambda file: torch.save(state, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
@@ -72,14 +76,17 @@ def load(path: str | Path) -> dict:
         others = sorted(str(other) for other in path.parent.glob("*.pt") if other != path)
         hint = f"; there is also {', '.join(others)}" if others else ""
         raise UserError(f"{path} is no checkpoint, or was cut short or altered ({reason}){hint}") from None
-    types = {"model": dict, "optimizers": list, "config": dict, "tokenizer": dict, "step": int, "run_id": str}
-    if (
-        not isinstance(state, dict)
-        or not state.keys() >= KEYS
-        or not all(isinstance(state[key], kind) for key, kind in types.items())
-    ):
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in TYPES.items()):
         raise UserError(f"{path} is not a checkpoint of train.py")
     return state
+
+
+def run_id(path: Path) -> str | None:
+    """Which run a checkpoint is of; None where the file is no checkpoint."""
+    try:
+        return load(path)["run_id"]
+    except UserError:
+        return None
 
 
 def build(state: dict, device: torch.device) -> tuple[GPT, tokenizers.Tokenizer]:

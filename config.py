@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 import checkpoint
+import distributed
 from cli import Parser, UserError
 from device import pick_device
 from model import GPTConfig
 
 DEFAULT_FILE = "configs/shakespeare_char.py"
 RUN = ("out_dir", "run_name")  # what names a run's files
+SCHEDULE = ("learning_rate", "min_lr", "warmup_steps", "max_steps")  # of the learning rate
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -34,8 +36,8 @@ class Config(GPTConfig):
     dataset: str = "shakespeare_char"  # folder in data/ that prepare.py made: <corpus>_<tokenizer>
     batch_order: Literal["shuffled", "random"] = "shuffled"  # each window once an epoch, or windows drawn at random
     # optimization
-    batch_size: int = 64  # sequences in one optimizer step, over all micro-batches
-    micro_batch_size: int | None = None  # sequences that go through the model at once; none: batch_size
+    batch_size: int = 64  # sequences in one optimizer step, over all micro-batches and processes
+    micro_batch_size: int | None = None  # sequences that go through the model at once; none: a process's whole share
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for the matrices inside the blocks, AdamW for the rest
     learning_rate: float = 1e-3  # peak, reached at the end of the warmup
     min_lr: float | None = None  # where the cosine ends; none: learning_rate / 10
@@ -49,10 +51,13 @@ class Config(GPTConfig):
     eval_interval: int = 250  # steps between evaluations; each one saves, and redraws the curves
     eval_tokens: int = 1_000_000  # largest part of the validation split that is used before the end of the run
     log_interval: int = 10  # steps between lines of the log
+    patience: int | None = None  # evaluations without a better loss after which the run ends; none: any number
+    save_interval: int | str = "10min"  # steps, or minutes, between saves beside those of evaluations; 0: none
     sample_interval: int = 500  # steps between samples; 0: only at the end
     out_dir: str = "out"  # where checkpoints, metrics and curves go
     run_name: str = "run"  # their names: <out_dir>/<run_name>_best.pt, ...
     resume: bool = False  # go on with the run of this name, from its _last.pt and with its settings
+    init_from: str | None = None  # checkpoint whose weights and architecture a new run starts from, for fine-tuning
     wandb_mode: Literal["auto", "disabled", "offline", "online"] = "auto"  # auto: the variable WANDB_MODE, or disabled
     wandb_project: str = "llm-to-vla-capstone"  # project in Weights & Biases
     # machine
@@ -63,7 +68,8 @@ class Config(GPTConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        for name in ("batch_size", "micro_batch_size", "max_steps", "eval_interval", "eval_tokens", "log_interval"):
+        counts = ("batch_size", "micro_batch_size", "max_steps")
+        for name in (*counts, "eval_interval", "eval_tokens", "log_interval", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 found.append(f"{name} must be at least 1, not {value}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "sample_interval", "min_lr", "seed"):
@@ -84,6 +90,8 @@ class Config(GPTConfig):
             found.append(
                 f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
             )
+        if not re.fullmatch(r"\d+|\d+(\.\d+)?min", str(self.save_interval)):
+            found.append(f"save_interval must be steps or minutes, such as 500 or 10min, not {self.save_interval!r}")
         if not re.fullmatch(r"[^/\\]+", self.run_name):
             found.append(f"run_name must be a plain name without slashes, not {self.run_name!r}")
         return found
@@ -96,9 +104,12 @@ class Config(GPTConfig):
     def final_lr(self) -> float:
         return self.learning_rate / 10 if self.min_lr is None else self.min_lr
 
-    @property
-    def micro_batch(self) -> int:
-        return self.micro_batch_size or self.batch_size
+    def save_due(self, step: int, seconds: float) -> bool:
+        """Whether save_interval asks for a save at this step, `seconds` after the last one."""
+        number, in_minutes = str(self.save_interval).removesuffix("min"), str(self.save_interval).endswith("min")
+        if in_minutes:
+            return 0 < 60 * float(number) <= seconds
+        return int(number) > 0 and step % int(number) == 0
 
     @property
     def tokens_per_step(self) -> int:
@@ -150,8 +161,6 @@ def convert(setting: Setting, value: object) -> object:
         return value
     if bool in options and (isinstance(value, bool) or text and value.lower() in BOOLEANS):
         return BOOLEANS[value.lower()] if text else value
-    if str in options and text:
-        return value
     if not isinstance(value, bool) and (int in options or float in options):
         try:
             number = float(value)
@@ -162,6 +171,8 @@ def convert(setting: Setting, value: object) -> object:
                 return number
             if number.is_integer():  # 1e3 is a whole number too
                 return int(value) if str(value).isdigit() else int(number)
+    if str in options and text:
+        return value
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
     wanted = choices + [names[option] for option in options if option in names]
     raise ValueError(f"{setting.name} must be {' or '.join(map(str, wanted))}, not {value!r}")
@@ -257,8 +268,17 @@ def load_config(argv: list[str]) -> Config:
     """The Config of a command line: [config file] [--setting=value ...]. Raises UserError."""
     file, given, use_on_cpu = parse_arguments(argv)
     values, on_cpu = read_file(file)
-    if str((values | given).get("resume")).lower() == "true":
-        return resumed_config({name: value for name, value in values.items() if name in RUN}, given)
+    both = values | given
+    resume = str(both.get("resume")).lower() == "true"
+    if resume or distributed.restarted():
+        run = make_config({name: both[name] for name in RUN if name in both})
+        if resume or run.path("last.pt").exists():
+            return resumed_config(run, given)
+    if (path := str(both.get("init_from"))).lower() != "none":
+        architecture = architecture_of(path)
+        if clash := sorted(architecture.keys() & given.keys()):
+            raise UserError(f"the architecture is that of {path}: leave out {', '.join(clash)}", status=2)
+        values, on_cpu = values | architecture, {k: v for k, v in on_cpu.items() if k not in architecture}
     device, _ = pick_device(str((values | given).get("device", Config.device)))
     changes = {name: value for name, value in on_cpu.items() if name not in given}
     if not use_on_cpu or device.type != "cpu" or not changes:
@@ -269,12 +289,19 @@ def load_config(argv: list[str]) -> Config:
     return config
 
 
-def resumed_config(named: dict, given: dict) -> Config:
+def architecture_of(path: str) -> dict:
+    """The settings of a checkpoint that decide which weights there are. Raises UserError."""
+    saved = checkpoint.load(path)["config"]
+    return {
+        f.name: saved[f.name] for f in fields(GPTConfig) if f.name in saved and f.name not in ("vocab_size", "dropout")
+    }
+
+
+def resumed_config(run: Config, given: dict) -> Config:
     """The config of the checkpoint that is resumed, changed by what is given on the command line alone.
 
-    named: the RUN settings of the config file.
+    run: has the names of the run's files.
     """
-    run = make_config(named | {name: given[name] for name in RUN if name in given})
     saved = checkpoint.load(run.path("last.pt"))["config"]
     saved = {name: value for name, value in saved.items() if name in SETTINGS and name != "vocab_size"}
     new = make_config(saved | given | {"out_dir": run.out_dir, "run_name": run.run_name, "resume": True})
@@ -283,4 +310,7 @@ def resumed_config(named: dict, given: dict) -> Config:
     if changed:
         shown = ", ".join(f"{name} (it was {saved[name]})" for name in changed)
         raise UserError(f"a resumed run can't change {shown}; start a new one without --resume", status=2)
+    if changed := [name for name in SCHEDULE if name in saved and getattr(new, name) != saved[name]]:
+        shown = ", ".join(f"{name}={getattr(new, name)} (it was {saved[name]})" for name in changed)
+        print(f"changed schedule: {shown}; the learning rate goes on as if it had always been this one")
     return new

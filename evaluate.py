@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import checkpoint
+import distributed
 from cli import Parser, UserError, command, read_text
 from dataset import load_dataset
 from device import autocast, pick_device, pick_dtype
@@ -25,7 +26,8 @@ def mean_loss(model: GPT, tokens: np.ndarray, dtype: torch.dtype, max_tokens: in
     """Cross-entropy in nats per token, each token but the first predicted once.
 
     tokens (N,) is cut from position 0 into windows of block_size; the last may be shorter. Where they hold more
-    than max_tokens, evenly spaced ones are used. Always the same windows, and no random numbers.
+    than max_tokens, evenly spaced ones are used. Always the same windows, and no random numbers. Several processes
+    share the windows; every one of them has to call this, and gets the same loss.
     """
     T = model.config.block_size
     device = model.token_embedding.weight.device
@@ -41,14 +43,15 @@ def mean_loss(model: GPT, tokens: np.ndarray, dtype: torch.dtype, max_tokens: in
     training = model.training
     model.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for starts, length in batches:
+    for starts, length in batches[distributed.rank() :: distributed.world_size()]:
         ids = torch.from_numpy(tokens[starts[:, None] * T + np.arange(length + 1)].astype(np.int64)).to(device)
         with autocast(device, dtype):
             logits = model(ids[:, :-1])
         total += F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").cpu()
         count += ids[:, 1:].numel()
     model.train(training)
-    return total.item() / count
+    total, count = distributed.total([total.item(), count])
+    return total / count
 
 
 @command

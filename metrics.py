@@ -3,10 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
+import distributed
 from cli import UserError
 
 
@@ -33,6 +38,7 @@ class Metrics:
     """Writes what is measured at each step, with `step`, `tokens` and `seconds` (of training, not of evaluation).
 
     Losses and gradient norms stay on the device until collect(): reading each at once would make the loop wait for it.
+    Of several processes the first one writes.
     """
 
     def __init__(self, path: Path, config, run_id: str, start: int, overflows: bool = False):
@@ -40,27 +46,35 @@ class Metrics:
 
         overflows: infinite gradient norms are no error, because float16's GradScaler skips such steps.
         """
-        kept = [row for row in read_metrics(path) if row["step"] < start] if start and path.exists() else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(temporary, path)
-        self.file = open(path, "a", encoding="utf-8", buffering=1)  # whole lines, at once
-        self.wandb = start_wandb(config, run_id)
-        self.seconds = kept[-1]["seconds"] if kept else 0.0
+        self.file, self.wandb, self.seconds = None, None, 0.0
+        if distributed.rank() == 0:
+            kept = [row for row in read_metrics(path) if row["step"] < start] if start and path.exists() else []
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            os.replace(temporary, path)
+            self.file = open(path, "a", encoding="utf-8", buffering=1)  # whole lines, at once
+            self.wandb = start_wandb(config, run_id)
+            self.seconds = kept[-1]["seconds"] if kept else 0.0
         self.tokens_per_step = config.tokens_per_step
         self.overflows = overflows
         self.pending = []
 
     def add(self, step: int, lr: float, loss, grad_norm) -> None:
-        """Takes a training step's learning rate, and its loss and gradient norm as tensors on the device."""
+        """Takes a training step's learning rate, and as tensors on the device the loss and the gradient norm.
+
+        The loss is this process's; what is written down is the mean over all.
+        """
         self.pending.append((step, lr, loss, grad_norm))
 
     def collect(self) -> dict:
         """Writes down the steps that were added, and returns the last. Raises UserError where a loss is not finite."""
-        row = {}
-        for step, lr, loss, grad_norm in self.pending:
-            row = {"train/loss": loss.item(), "train/lr": lr, "train/grad_norm": grad_norm.item()}
+        if not self.pending:
+            return {}
+        steps, lrs, losses, grad_norms = zip(*self.pending)
+        losses = distributed.total(torch.stack(losses).tolist())
+        for step, lr, loss, grad_norm in zip(steps, lrs, losses, torch.stack(grad_norms).tolist()):
+            row = {"train/loss": loss / distributed.world_size(), "train/lr": lr, "train/grad_norm": grad_norm}
             if not math.isfinite(row["train/grad_norm"]) and self.overflows:
                 del row["train/grad_norm"]
             self.write(step, row)
@@ -74,11 +88,25 @@ class Metrics:
                 raise UserError(f"{name} is {value} at step {step}: set a lower learning_rate or more warmup_steps;"
                                 " the checkpoints saved before are still good")  # fmt: skip
         row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(self.seconds, 3), **measured}
-        self.file.write(json.dumps(row) + "\n")
+        if self.file:
+            self.file.write(json.dumps(row) + "\n")
         self.tell_wandb(lambda: self.wandb.log(row))
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the block's time as time of training."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+    def sync(self) -> None:
+        """Returns once all that was written is on the disk."""
+        if self.file:
+            os.fsync(self.file.fileno())
+
     def close(self) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
         self.tell_wandb(lambda: self.wandb.finish())
 
     def tell_wandb(self, call: Callable[[], None]) -> None:

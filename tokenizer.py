@@ -156,3 +156,14 @@ def from_dict(state: dict) -> Tokenizer:
         case {"kind": "bpe"}:
             return BPETokenizer()
     raise ValueError(f"not a tokenizer: {str(state)[:80]}")
+
+
+def difference(one: Tokenizer, other: Tokenizer) -> str | None:
+    """How the tokens of two tokenizers differ, in words; None where they are the same."""
+    if one.kind != other.kind:
+        return f"its tokens are those of {one.kind}, not of {other.kind}"
+    if one.to_dict() == other.to_dict():
+        return None
+    lacking, spare = (sorted(set(a.characters) - set(b.characters)) for a, b in ((other, one), (one, other)))
+    shown = [f"{what} {''.join(found)!r}" for what, found in (("lacks", lacking), ("alone has", spare)) if found]
+    return f"of their characters its tokenizer {' and '.join(shown)}" if shown else "their characters' ids differ"

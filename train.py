@@ -1,6 +1,7 @@
 """Trains a GPT on a prepared dataset.
 
-python train.py [config file] [--setting=value ...]     (python train.py --help lists every setting)
+python train.py [config file] [--setting=value ...]                       (python train.py --help lists every setting)
+torchrun --nproc_per_node=8 train.py [config file] [--setting=value ...]  (one process for each GPU)
 """
 
 import math
@@ -11,15 +12,20 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
+import distributed
+import tokenizer as tokenizers
 from cli import UserError, command
 from config import Config, load_config
 from dataset import Dataset, is_prepared, load_dataset
@@ -36,7 +42,7 @@ from prepare import prepare
 
 
 class Batches:
-    """The sequences of each step: batches(step) -> (batch_size, block_size + 1) token ids, int64.
+    """This process's sequences of each step: batches(step) -> (batch_size / processes, block_size + 1) ids, int64.
 
     batch_order "shuffled" cuts the text into windows, takes each once an epoch in random order, and moves the cuts
     by a random offset from epoch to epoch; "random" draws every window's start independently.
@@ -68,7 +74,8 @@ class Batches:
         return np.array([self.epoch(int(epoch))[place] for epoch, place in zip(epochs, places)])
 
     def __call__(self, step: int) -> torch.Tensor:
-        windows = self.starts(step)[:, None] + np.arange(self.config.block_size + 1)
+        share = np.array_split(self.starts(step), distributed.world_size())[distributed.rank()]
+        windows = share[:, None] + np.arange(self.config.block_size + 1)
         return torch.from_numpy(self.tokens[windows].astype(np.int64))
 
 
@@ -103,18 +110,22 @@ def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
 
 
 def optimizer_step(forward, optimizers, scaler, ids, step: int, dtype: torch.dtype, config: Config):
-    """One update from the sequences ids (batch_size, T + 1), in micro-batches.
+    """One update from this process's sequences ids (batch_size / processes, T + 1), in micro-batches.
 
-    Returns the mean loss over the whole batch and the norm of its gradient before clipping, both on the device.
+    Returns the mean loss of these sequences and the norm of the whole batch's gradient before clipping, on the device.
     """
     loss = torch.zeros((), device=ids.device)
-    for micro_step, part in enumerate(ids.split(config.micro_batch)):
+    parts = ids.split(config.micro_batch_size or len(ids))
+    for micro_step, part in enumerate(parts):
         if config.dropout:
-            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, micro_step)).generate_state(1)[0]))
-        with autocast(ids.device, dtype):
-            logits = forward(part[:, :-1])
-        share = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) * len(part) / len(ids)
-        scaler.scale(share).backward()
+            place = (config.seed, step, micro_step, distributed.rank())
+            torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        unfinished = isinstance(forward, DistributedDataParallel) and micro_step < len(parts) - 1
+        with forward.no_sync() if unfinished else nullcontext():  # gradients are exchanged once, with the last part
+            with autocast(ids.device, dtype):
+                logits = forward(part[:, :-1])
+            share = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) * len(part) / len(ids)
+            scaler.scale(share).backward()
         loss += share.detach()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
@@ -189,7 +200,8 @@ class StopSignals:
         if self.received:
             raise KeyboardInterrupt
         self.received = True
-        print("\nstopping after this step (once more stops at once)", file=sys.stderr)
+        if distributed.rank() == 0:
+            print("\nstopping after this step (once more stops at once)", file=sys.stderr)
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
@@ -200,103 +212,176 @@ class StopSignals:
 # the loop
 
 
+class Run:
+    """What training changes, and with it what a checkpoint keeps."""
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype):
+        self.config, self.dataset, self.dtype = config, dataset, dtype
+        torch.manual_seed(config.seed)
+        self.model = GPT(config).to(device)
+        self.optimizers = make_optimizers(self.model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.step, self.best_step, self.best_val_loss = 0, 0, math.inf
+        self.id = uuid.uuid4().hex[:8]
+        self.owns_best = False  # whether _best.pt is this run's, as far as is known
+
+    def save(self, better: bool) -> None:
+        """Writes _last.pt, and _best.pt too where this is the better model; another run's is kept beside it."""
+        if distributed.rank() > 0:
+            return
+        state = {
+            "model": self.model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(), "config": asdict(self.config), "step": self.step, "run_id": self.id,
+            "tokenizer": self.dataset.tokenizer.to_dict(), "dataset_fingerprint": self.dataset.fingerprint,
+            "best_step": self.best_step, "best_val_loss": self.best_val_loss,
+        }  # fmt: skip
+        if better:
+            self.keep_other_best()
+            checkpoint.save(self.config.path("best.pt"), state)
+        checkpoint.save(self.config.path("last.pt"), state)
+
+    def keep_other_best(self) -> None:
+        path, kept = self.config.path("best.pt"), self.config.path("best.prev.pt")
+        if not self.owns_best and path.exists() and checkpoint.run_id(path) != self.id:
+            os.replace(path, kept)
+            tqdm.write(f"the best checkpoint of an earlier run is kept as {kept}", sys.stdout)
+        self.owns_best = True
+
+    def resume(self, path: Path) -> None:
+        """Goes on from a checkpoint of this run. Raises UserError where it does not fit."""
+        state = checkpoint.load(path)
+        if state["dataset_fingerprint"] != self.dataset.fingerprint:
+            raise UserError(f"data/{self.dataset.name} is not the data that {path} was trained on")
+        if state["step"] > self.config.max_steps:
+            raise UserError(
+                f"{path} has {state['step']:,} steps already: max_steps={self.config.max_steps:,} is too low", 2
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                settings = optimizer.state_dict()["param_groups"]  # this run's, not those of the checkpoint
+                optimizer.load_state_dict({"state": saved["state"], "param_groups": settings})
+            if state["scaler"] and self.scaler.is_enabled():  # it may have been saved at another precision
+                self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from None
+        self.step, self.best_step, self.best_val_loss = state["step"], state["best_step"], state["best_val_loss"]
+        self.id = state["run_id"]
+
+    def init_from(self, path: str) -> None:
+        """Takes a checkpoint's weights. Raises UserError where its tokenizer or its architecture differs."""
+        model, tokenizer = checkpoint.build(checkpoint.load(path), self.model.token_embedding.weight.device)
+        if found := tokenizers.difference(tokenizer, self.dataset.tokenizer):
+            raise UserError(f"{path} can't go on with data/{self.dataset.name}: {found}")
+        try:
+            self.model.load_state_dict(model.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"{path} has another architecture: {' '.join(str(error).split())[:200]}") from None
+
+    def evaluate(self) -> tuple[float, bool]:
+        """The validation loss, and whether it is the best so far; a model that has learnt nothing is never the best."""
+        loss = mean_loss(self.model, self.dataset.val, self.dtype, self.config.eval_tokens)
+        better = loss < self.best_val_loss and self.step > 0
+        if better:
+            self.best_step, self.best_val_loss = self.step, loss
+        return loss, better
+
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` evaluations have brought nothing better."""
+        interval = self.config.eval_interval
+        since = self.step // interval - self.best_step // interval
+        return self.config.patience is not None and since >= self.config.patience
+
+
 def train(config: Config) -> dict:
     """Trains as `config` says and leaves checkpoints, metrics and curves in out_dir.
 
     Returns the run's "train_losses", "lrs" and "grad_norms" with their "steps", its "val_losses" with their
     "val_steps", "best_val_loss" (on the whole split once it is "finished"); losses are in nats per token. Raises
-    UserError, also where the loss diverges.
+    UserError, also where the loss diverges. Processes that torchrun started share the work of one run.
     """
     device, device_reason = pick_device(config.device)
+    if device.type == "cuda" and distributed.world_size() > 1:
+        device, _ = pick_device(f"cuda:{distributed.local_rank()}")
+        torch.cuda.set_device(device)
     dtype, dtype_reason = pick_dtype(config.dtype, device, config.d_model)
     compiled, compile_reason = pick_compile(config.compile, device)
-    if not is_prepared(config.dataset):
-        print(f"preparing the dataset, as `python prepare.py {config.dataset}` would")
-        prepare(config.dataset)
-    dataset = load_dataset(config.dataset)
-    config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
-    batches = Batches(dataset.train, config)
+    together = distributed.world_size() * (config.micro_batch_size or 1)
+    if config.batch_size % together:
+        raise UserError(
+            f"batch_size ({config.batch_size}) must be a multiple of {together}: {distributed.world_size()} processes"
+            " times micro_batch_size",
+            status=2,
+        )
+    with distributed.group(device):
+        if distributed.rank() == 0 and not is_prepared(config.dataset):
+            print(f"preparing the dataset, as `python prepare.py {config.dataset}` would")
+            prepare(config.dataset)
+        distributed.wait()
+        dataset = load_dataset(config.dataset)
+        config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
+        batches = Batches(dataset.train, config)
+        torch.set_float32_matmul_precision("high")
+        run = Run(config, dataset, device, dtype)
+        choices = {
+            "device": (device, device_reason),
+            "dtype": (str(dtype).removeprefix("torch."), dtype_reason),
+            "compile": (str(compiled).lower(), compile_reason),
+        }
+        if config.resume:
+            run.resume(config.path("last.pt"))
+            choices["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}")
+        elif config.init_from:
+            run.init_from(config.init_from)
+            choices["start"] = ("step 0", f"with the weights of {config.init_from}")
+        describe(config, dataset, run.model, config.max_steps * config.batch_size / batches.windows, choices)
+        forward = torch.compile(run.model) if compiled else run.model  # they share their weights; run.model is saved
+        if distributed.world_size() > 1:
+            forward = DistributedDataParallel(forward, broadcast_buffers=False)
+        return loop(run, batches, forward)
 
-    torch.manual_seed(config.seed)
-    torch.set_float32_matmul_precision("high")
-    model = GPT(config).to(device)
-    optimizers = make_optimizers(model, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    forward = torch.compile(model) if compiled else model  # the same weights: checkpoints are always the plain model's
 
-    best_path, last_path, metrics_path = config.path("best.pt"), config.path("last.pt"), config.path("metrics.jsonl")
-    start, best_val_loss, run_id = 0, math.inf, uuid.uuid4().hex[:8]
-    old_best = best_path.exists() and not config.resume  # another run's
-    if config.resume:
-        state = checkpoint.load(last_path)
-        if state["dataset_fingerprint"] != dataset.fingerprint:
-            raise UserError(f"data/{config.dataset} is not the data that {last_path} was trained on")
-        if state["step"] > config.max_steps:
-            raise UserError(
-                f"{last_path} has {state['step']:,} steps already: max_steps={config.max_steps:,} is too low", 2
-            )
-        try:
-            model.load_state_dict(state["model"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                settings = optimizer.state_dict()["param_groups"]  # this run's, not those of the checkpoint
-                optimizer.load_state_dict({"state": saved["state"], "param_groups": settings})
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{last_path} does not fit this run: {str(error).splitlines()[0]}") from None
-        start, best_val_loss, run_id = state["step"], state["best_val_loss"], state["run_id"]
-    describe(config, dataset, model, config.max_steps * config.batch_size / batches.windows, {
-        "device": (device, device_reason),
-        "dtype": (str(dtype).removeprefix("torch."), dtype_reason),
-        "compile": (str(compiled).lower(), compile_reason),
-    })  # fmt: skip
-
-    metrics = Metrics(metrics_path, config, run_id, start, overflows=scaler.is_enabled())
-    started = time.perf_counter()
-    with StopSignals() as stop, tqdm(total=config.max_steps, initial=start, unit="step", disable=None) as bar:
+def loop(run: Run, batches: Batches, forward) -> dict:
+    """The steps from run.step on, with evaluations, saves, samples and log lines between them."""
+    config, dataset, model = run.config, run.dataset, run.model
+    device, start, first = model.token_embedding.weight.device, run.step, distributed.rank() == 0
+    metrics = Metrics(config.path("metrics.jsonl"), config, run.id, start, overflows=run.scaler.is_enabled())
+    started = saved = time.perf_counter()
+    bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=None if first else True)
+    with StopSignals() as stop, bar:
         for step in range(start, config.max_steps + 1):
-            last = step == config.max_steps
-            evaluated = last or step % config.eval_interval == 0
-            if evaluated or stop.received:
-                tick = time.perf_counter()
-                metrics.collect()
-                metrics.seconds += time.perf_counter() - tick
+            run.step = step
+            due = config.save_due(step, time.perf_counter() - saved)
+            stopped, due = distributed.any_process(stop.received, due)
+            finished = step == config.max_steps
+            evaluated = finished or step % config.eval_interval == 0
+            if evaluated or stopped or due:
+                with metrics.timed():
+                    metrics.collect()
                 better = False
                 if evaluated:
-                    val_loss = mean_loss(model, dataset.val, dtype, config.eval_tokens)
+                    val_loss, better = run.evaluate()
                     metrics.write(step, {"val/loss": val_loss})
-                    better = val_loss < best_val_loss and step > 0  # a model that has learnt nothing is never the best
-                    best_val_loss = val_loss if better else best_val_loss
-                    draw([metrics_path], config.path("curves.png"))
                     bar.write(f"step {step:>6,} | validation loss {val_loss:.4f} | {dataset.bits_per_byte(val_loss):.4f} "
                               f"bits per byte{' | best so far' * better}", file=sys.stdout)  # fmt: skip
-                state = {
-                    "model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "config": asdict(config), "tokenizer": dataset.tokenizer.to_dict(), "step": step,
-                    "best_val_loss": best_val_loss, "dataset_fingerprint": dataset.fingerprint, "run_id": run_id,
-                }  # fmt: skip
-                if better:
-                    if old_best:
-                        os.replace(best_path, config.path("best.prev.pt"))
-                        bar.write(
-                            f"the best checkpoint of an earlier run is kept as {config.path('best.prev.pt')}",
-                            sys.stdout,
-                        )
-                        old_best = False
-                    checkpoint.save(best_path, state)
-                if step > 0:
-                    checkpoint.save(last_path, state)
-            if last or stop.received:
+                    if first:
+                        draw([config.path("metrics.jsonl")], config.path("curves.png"))
+                metrics.sync()
+                run.save(better)
+                saved = time.perf_counter()
+            if not finished and run.out_of_patience():
+                finished = True
+                bar.write(f"{config.patience} evaluations without a better loss: the run ends here", file=sys.stdout)
+            if finished or stopped:
                 break
-            if config.sample_interval and step > start and step % config.sample_interval == 0:
-                bar.write(
-                    f"--- sample at step {step:,} ---\n{sample(model, dataset, config, 200)}\n---", file=sys.stdout
-                )
+            if first and config.sample_interval and step > start and step % config.sample_interval == 0:
+                bar.write(f"--- sample at step {step:,} ---\n{sample(model, dataset, config, 200)}\n---", sys.stdout)
 
-            tick = time.perf_counter()
-            ids = batches(step).to(device)
-            loss, norm = optimizer_step(forward, optimizers, scaler, ids, step, dtype, config)
-            metrics.add(step, learning_rate(step, config), loss, norm)
-            row = metrics.collect() if step % config.log_interval == 0 else None
-            metrics.seconds += time.perf_counter() - tick
+            with metrics.timed():
+                ids = batches(step).to(device)
+                loss, norm = optimizer_step(forward, run.optimizers, run.scaler, ids, step, run.dtype, config)
+                metrics.add(step, learning_rate(step, config), loss, norm)
+                row = metrics.collect() if step % config.log_interval == 0 else None
             bar.update()
             if row and step > start:
                 rate = (step + 1) * config.tokens_per_step / metrics.seconds
@@ -307,27 +392,32 @@ def train(config: Config) -> dict:
                 bar.set_postfix_str(line)
                 if bar.disable:
                     print(f"step {step:>6,} | {line} | {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
-    if not last:
-        metrics.close()
-        folder = f" --out_dir={shlex.quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
-        resume = f"python train.py --run_name={shlex.quote(config.run_name)}{folder} --resume"
-        print(f"saved {last_path} at step {step:,}; go on with: {resume}" if step else "stopped before the first step")
-        return summarize(read_metrics(metrics_path)) | {"best_val_loss": best_val_loss, "finished": False}
-    best = checkpoint.load(best_path)
-    model.load_state_dict(best["model"])
-    if len(dataset.val) > config.eval_tokens:
-        best_val_loss = mean_loss(model, dataset.val, dtype)
-        metrics.write(step, {"val/whole_loss": best_val_loss})
+
+    best_path, last_path, best_val_loss = config.path("best.pt"), config.path("last.pt"), run.best_val_loss
+    if finished:
+        distributed.wait()  # until process 0 has written it
+        best = checkpoint.load(best_path)
+        model.load_state_dict(best["model"])
+        if len(dataset.val) > config.eval_tokens:
+            best_val_loss = mean_loss(model, dataset.val, run.dtype)
+            metrics.write(step, {"val/whole_loss": best_val_loss})
     metrics.close()
-    print(f"the best model, of step {best['step']:,}: validation loss {best_val_loss:.4f}, "
-          f"{dataset.bits_per_byte(best_val_loss):.4f} bits per byte")  # fmt: skip
-    print(f"--- a sample of it ---\n{sample(model, dataset, config, 500)}\n---")
-    print(f"{best_path} talks: python sample.py --ckpt {best_path}; curves: {config.path('curves.png')}")
-    return summarize(read_metrics(metrics_path)) | {"best_val_loss": best_val_loss, "finished": True}
+    if finished and first:
+        print(f"the best model, of step {best['step']:,}: validation loss {best_val_loss:.4f}, "
+              f"{dataset.bits_per_byte(best_val_loss):.4f} bits per byte")  # fmt: skip
+        print(f"--- a sample of it ---\n{sample(model, dataset, config, 500)}\n---")
+        print(f"{best_path} talks: python sample.py --ckpt {best_path}; curves: {config.path('curves.png')}")
+    elif first:
+        folder = f" --out_dir={shlex.quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
+        again = f"python train.py --run_name={shlex.quote(config.run_name)}{folder} --resume"
+        print(f"saved {last_path} at step {step:,}; go on with: {again}")
+    curves = summarize(read_metrics(config.path("metrics.jsonl"))) if first else {}
+    return curves | {"best_val_loss": best_val_loss, "finished": finished}
 
 
 @command
 def main(argv: list[str]) -> None:
+    distributed.mute_others()
     if not train(load_config(argv))["finished"]:
         raise KeyboardInterrupt
 

@@ -238,7 +238,8 @@ def test_a_model_that_has_diverged_is_never_saved(dataset, tiny):
     diverging = tiny(norm_type="none", qk_norm=False, learning_rate=1e25, warmup_steps=0, eval_interval=1)
     with pytest.raises(UserError, match="is nan|is inf"):
         train(diverging)
-    assert not os.path.exists("out/tiny_last.pt") and not os.path.exists("out/tiny_best.pt")
+    assert checkpoint.load("out/tiny_last.pt")["step"] == 0 and not os.path.exists("out/tiny_best.pt")
+    assert all(tensor.isfinite().all() for tensor in weights("out/tiny_last.pt").values())
     assert "NaN" not in open("out/tiny_metrics.jsonl").read()
 
 
