@@ -270,7 +270,8 @@ def load_config(argv: list[str]) -> Config:
     values, on_cpu = read_file(file)
     both = values | given
     resume = str(both.get("resume")).lower() == "true"
-    if resume or distributed.restarted():
+    [restarted] = distributed.any_process(distributed.restarts() > 0)  # torchrun counts on each machine by itself
+    if resume or restarted:
         run = make_config({name: both[name] for name in RUN if name in both})
         if resume or run.path("last.pt").exists():
             return resumed_config(run, given)

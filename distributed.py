@@ -27,9 +27,9 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def restarted() -> bool:
-    """Whether torchrun started these processes anew, because one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def restarts() -> int:
+    """How often torchrun has started the processes of this machine anew, because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def mute_others() -> None:
@@ -39,12 +39,16 @@ def mute_others() -> None:
 
 
 @contextmanager
-def group(device: torch.device) -> Iterator[None]:
+def group() -> Iterator[None]:
     """Joins the processes for as long as the block runs: NCCL between GPUs, gloo for tensors on the CPU."""
     if world_size() == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, *_ = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun's store outlives a restart, with the addresses of the dead
+        store = dist.PrefixStore(f"start {restarts()}", store)
+    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backends, store=store, rank=rank(), world_size=world_size())
     yield
     wait()  # with gloo, who left early would cut the others' connections
     dist.destroy_process_group()

@@ -298,7 +298,7 @@ def train(config: Config) -> dict:
 
     Returns the run's "train_losses", "lrs" and "grad_norms" with their "steps", its "val_losses" with their
     "val_steps", "best_val_loss" (on the whole split once it is "finished"); losses are in nats per token. Raises
-    UserError, also where the loss diverges. Processes that torchrun started share the work of one run.
+    UserError, also where the loss diverges. In a distributed.group() the processes share the work of one run.
     """
     device, device_reason = pick_device(config.device)
     if device.type == "cuda" and distributed.world_size() > 1:
@@ -306,39 +306,37 @@ def train(config: Config) -> dict:
         torch.cuda.set_device(device)
     dtype, dtype_reason = pick_dtype(config.dtype, device, config.d_model)
     compiled, compile_reason = pick_compile(config.compile, device)
-    together = distributed.world_size() * (config.micro_batch_size or 1)
-    if config.batch_size % together:
+    if config.batch_size % (distributed.world_size() * (config.micro_batch_size or 1)):
+        parts = f" in parts of micro_batch_size={config.micro_batch_size}" if config.micro_batch_size else ""
         raise UserError(
-            f"batch_size ({config.batch_size}) must be a multiple of {together}: {distributed.world_size()} processes"
-            " times micro_batch_size",
+            f"batch_size={config.batch_size} can't be shared out evenly over {distributed.world_size()} processes{parts}",
             status=2,
         )
-    with distributed.group(device):
-        if distributed.rank() == 0 and not is_prepared(config.dataset):
-            print(f"preparing the dataset, as `python prepare.py {config.dataset}` would")
-            prepare(config.dataset)
-        distributed.wait()
-        dataset = load_dataset(config.dataset)
-        config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
-        batches = Batches(dataset.train, config)
-        torch.set_float32_matmul_precision("high")
-        run = Run(config, dataset, device, dtype)
-        choices = {
-            "device": (device, device_reason),
-            "dtype": (str(dtype).removeprefix("torch."), dtype_reason),
-            "compile": (str(compiled).lower(), compile_reason),
-        }
-        if config.resume:
-            run.resume(config.path("last.pt"))
-            choices["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}")
-        elif config.init_from:
-            run.init_from(config.init_from)
-            choices["start"] = ("step 0", f"with the weights of {config.init_from}")
-        describe(config, dataset, run.model, config.max_steps * config.batch_size / batches.windows, choices)
-        forward = torch.compile(run.model) if compiled else run.model  # they share their weights; run.model is saved
-        if distributed.world_size() > 1:
-            forward = DistributedDataParallel(forward, broadcast_buffers=False)
-        return loop(run, batches, forward)
+    if distributed.rank() == 0 and not is_prepared(config.dataset):
+        print(f"preparing the dataset, as `python prepare.py {config.dataset}` would")
+        prepare(config.dataset)
+    distributed.wait()
+    dataset = load_dataset(config.dataset)
+    config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
+    batches = Batches(dataset.train, config)
+    torch.set_float32_matmul_precision("high")
+    run = Run(config, dataset, device, dtype)
+    choices = {
+        "device": (device, device_reason),
+        "dtype": (str(dtype).removeprefix("torch."), dtype_reason),
+        "compile": (str(compiled).lower(), compile_reason),
+    }
+    if config.resume:
+        run.resume(config.path("last.pt"))
+        choices["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}")
+    elif config.init_from:
+        run.init_from(config.init_from)
+        choices["start"] = ("step 0", f"with the weights of {config.init_from}")
+    describe(config, dataset, run.model, config.max_steps * config.batch_size / batches.windows, choices)
+    forward = torch.compile(run.model) if compiled else run.model  # they share their weights; run.model is saved
+    if distributed.world_size() > 1:
+        forward = DistributedDataParallel(forward)
+    return loop(run, batches, forward)
 
 
 def loop(run: Run, batches: Batches, forward) -> dict:
@@ -418,7 +416,9 @@ def loop(run: Run, batches: Batches, forward) -> dict:
 @command
 def main(argv: list[str]) -> None:
     distributed.mute_others()
-    if not train(load_config(argv))["finished"]:
+    with distributed.group():
+        finished = train(load_config(argv))["finished"]
+    if not finished:
         raise KeyboardInterrupt
 
 

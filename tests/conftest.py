@@ -1,10 +1,18 @@
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import checkpoint
 from config import Config
+from metrics import read_metrics
 from prepare import prepare
+
+ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for one another
 
@@ -18,6 +26,10 @@ def verses(lines: int, seed: int = 0) -> str:
         ["thee", "the sea", "war"],
     )
     return "".join(f"{rng.choice(subjects)} {rng.choice(verbs)} {rng.choice(objects)}.\n" for _ in range(lines))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="how often tests/test_kill.py kills a run")
 
 
 @pytest.fixture
@@ -52,3 +64,31 @@ def tiny():
 def arguments(**settings) -> list[str]:
     """Settings as a command line."""
     return [f"--{name}={value}" for name, value in (TINY | settings).items()]
+
+
+def start(*command, **options) -> subprocess.Popen:
+    """One of the project's commands in a process of its own: start("train.py", "some.py", ...)."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], **(pipes | options))
+
+
+def run(*command) -> tuple[int, str, str]:
+    """Exit status, output and errors of one of the project's commands."""
+    process = start(*command)
+    output, error = process.communicate(timeout=120)
+    return process.returncode, output, error
+
+
+def timeless(path) -> list[dict]:
+    """The rows of a metrics file without what differs from run to run."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(path)]
+
+
+def weights(path) -> dict:
+    return checkpoint.load(path)["model"]
+
+
+def same(a: dict, b: dict) -> bool:
+    """Whether two models have the same weights, to the last bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -4,26 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import arguments
+from conftest import arguments, run, start
 
 import checkpoint
-
-ROOT = Path(__file__).parent.parent
-
-
-def start(*command, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], **(pipes | options))
-
-
-def run(*command):
-    process = start(*command)
-    output, error = process.communicate(timeout=120)
-    return process.returncode, output, error
 
 
 def test_from_a_text_to_a_model_that_talks(dataset):

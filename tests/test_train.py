@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import arguments, verses
+from conftest import arguments, same, timeless, verses, weights
 
 import checkpoint
 import train as loop
@@ -17,17 +17,6 @@ from metrics import read_metrics
 from model import GPT
 from prepare import prepare
 from train import Batches, learning_rate, make_optimizers, optimizer_step, train
-
-TIMELESS = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]  # noqa: E731
-
-
-def weights(path) -> dict:
-    return checkpoint.load(path)["model"]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
 
 # batches
 
@@ -172,12 +161,12 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss(folder, tiny):
 
 def test_how_often_one_looks_changes_nothing(dataset, tiny):
     train(tiny(dropout=0.1))
-    plain = read_metrics("out/tiny_metrics.jsonl")
+    plain = timeless("out/tiny_metrics.jsonl")
     train(
         tiny(dropout=0.1, run_name="watched", eval_interval=3, log_interval=4, sample_interval=2, wandb_mode="disabled")
     )
-    watched = read_metrics("out/watched_metrics.jsonl")
-    trained = lambda rows: [row for row in TIMELESS(rows) if "train/loss" in row]  # noqa: E731
+    watched = timeless("out/watched_metrics.jsonl")
+    trained = lambda rows: [row for row in rows if "train/loss" in row]  # noqa: E731
     assert trained(plain) == trained(watched)
     assert same(weights("out/tiny_last.pt"), weights("out/watched_last.pt"))
 
@@ -203,7 +192,7 @@ def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, choices, monkeypa
     assert loop.main(["none.py", "--run_name=tiny", "--resume"]) == 0
     assert same(weights("out/whole_last.pt"), weights("out/tiny_last.pt"))
     assert same(weights("out/whole_best.pt"), weights("out/tiny_best.pt"))
-    assert TIMELESS(read_metrics("out/whole_metrics.jsonl")) == TIMELESS(read_metrics("out/tiny_metrics.jsonl"))
+    assert timeless("out/whole_metrics.jsonl") == timeless("out/tiny_metrics.jsonl")
 
 
 def test_a_resumed_run_keeps_its_architecture_and_data(dataset, tiny, capsys):
