@@ -3,6 +3,7 @@
 python plot.py out/*_metrics.jsonl [--out curves.png]
 """
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,8 @@ def draw(paths: list[str | Path], out: str | Path) -> None:
         figure.savefig(out, dpi=110)
     except ValueError as error:  # an ending that is no format of figures
         raise UserError(f"can't draw into {out}: {str(error).splitlines()[0]}", status=2) from None
+    del figure, axes, axis
+    gc.collect()  # figures are full of reference cycles: else 5 MB of pixels each would wait for Python to look
 
 
 @command

@@ -18,6 +18,25 @@ from model import GPT
 from prepare import prepare
 from train import Batches, learning_rate, make_optimizers, optimizer_step, train
 
+ARCHITECTURE = {"--n_layers", "--n_heads", "--d_model", "--block_size"}
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """SIGTERM comes in the midst of this step."""
+
+    def interrupted(*args):
+        if args[4] == step:
+            signal.raise_signal(signal.SIGTERM)
+        return optimizer_step(*args)
+
+    monkeypatch.setattr(loop, "optimizer_step", interrupted)
+
+
+def same_steps(path, count: int) -> bool:
+    """Whether a metrics file has each of this many steps once."""
+    return [row["step"] for row in read_metrics(path) if "train/loss" in row] == list(range(count))
+
+
 # batches
 
 
@@ -176,12 +195,7 @@ def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, choices, monkeypa
     settings = {"dropout": 0.2, "micro_batch_size": 2, "max_steps": 13, "batch_size": 8, "block_size": 128, **choices}
     train(tiny(**settings, run_name="whole"))
 
-    def interrupted(*args):
-        if args[4] == 6:
-            signal.raise_signal(signal.SIGTERM)
-        return optimizer_step(*args)
-
-    monkeypatch.setattr(loop, "optimizer_step", interrupted)
+    stop_at(monkeypatch, 6)
     assert loop.main(["none.py", *arguments(**settings)]) == 2
     (dataset / "none.py").write_text("")
     assert loop.main(["none.py", *arguments(**settings)]) == 130
@@ -220,7 +234,7 @@ def test_a_config_file_can_ask_to_resume(dataset, tiny):
     state = checkpoint.load("out/tiny_last.pt")
     assert state["step"] == 14 and state["config"]["n_layers"] == 2
     assert state["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.5
-    assert [row["step"] for row in read_metrics("out/tiny_metrics.jsonl") if "train/loss" in row] == list(range(14))
+    assert same_steps("out/tiny_metrics.jsonl", 14)
 
 
 def test_a_model_that_has_diverged_is_never_saved(dataset, tiny):
@@ -238,12 +252,84 @@ def test_choices_are_checked_in_python_too(tiny):
             tiny(**{setting: "other"})
 
 
-def test_a_new_run_keeps_the_best_of_the_old_one(dataset, tiny, capsys):
+def test_a_new_run_keeps_the_best_of_the_old_one(dataset, tiny, monkeypatch, capsys):
     train(tiny())
     old = weights("out/tiny_best.pt")
-    train(tiny(seed=2))
+    stop_at(monkeypatch, 2)  # before its first evaluation
+    assert not train(tiny(seed=2))["finished"]
+    assert same(weights("out/tiny_best.pt"), old) and not os.path.exists("out/tiny_best.prev.pt")
+    monkeypatch.undo()
+    os.chdir(dataset)
+    train(tiny(seed=2, resume=True))
     assert "tiny_best.prev.pt" in capsys.readouterr().out
     assert same(weights("out/tiny_best.prev.pt"), old) and not same(weights("out/tiny_best.pt"), old)
+    train(tiny(seed=2, max_steps=16, resume=True))  # its own best is not another run's
+    assert same(weights("out/tiny_best.prev.pt"), old)
+
+
+def test_without_a_better_loss_the_patience_ends(folder, tiny, capsys):
+    noise = "".join(random.Random(0).choices("abcdefgh", k=400))  # to be learnt by heart, never to be understood
+    (folder / "noise.txt").write_text(noise)
+    prepare("noise_char", ["noise.txt"])
+    settings = {"dataset": "noise_char", "block_size": 16, "max_steps": 200, "eval_interval": 10}
+    result = train(tiny(**settings, patience=3))
+    best = 1 + int(np.argmin(result["val_losses"][1:]))
+    assert result["finished"] and len(result["val_losses"]) == best + 4 < 21
+    assert "3 evaluations without a better loss" in capsys.readouterr().out
+    resumed = train(tiny(**settings, patience=5, resume=True))  # more patience: it goes on
+    assert resumed["val_losses"][:-2] == result["val_losses"] and len(resumed["steps"]) == len(result["steps"]) + 20
+
+
+@pytest.mark.parametrize(
+    "interval, steps", [("5", [0, 4, 5, 8, 10, 12]), ("0", [0, 4, 8, 12]), ("0.00001min", [*range(13)])]
+)
+def test_saves_between_evaluations(dataset, interval, steps, monkeypatch):
+    saved = []
+    save = loop.Run.save
+    monkeypatch.setattr(loop.Run, "save", lambda run, better: (saved.append(run.step), save(run, better)))
+    (dataset / "none.py").write_text("")
+    assert loop.main(["none.py", *arguments(save_interval=interval)]) == 0
+    assert saved == steps
+
+
+def test_another_schedule_is_pointed_out_on_resume(dataset, tiny, capsys):
+    train(tiny())
+    (dataset / "none.py").write_text("")
+    assert loop.main(["none.py", "--run_name=tiny", "--resume", "--max_steps=14", "--eval_interval=7"]) == 0
+    output = capsys.readouterr().out
+    assert "changed schedule: max_steps=14 (it was 12)" in output and "eval_interval" not in output
+
+
+# fine-tuning
+
+
+def test_fine_tuning_starts_from_the_weights_and_architecture_of_a_checkpoint(dataset, tiny, capsys):
+    before = train(tiny(max_steps=60, run_name="first"))
+    (dataset / "tuned.py").write_text("n_layers = 5\non_cpu = dict(n_heads=8)\n")
+    settings = [argument for argument in arguments(run_name="tuned") if argument.split("=")[0] not in ARCHITECTURE]
+    assert loop.main(["tuned.py", *settings, "--init_from=out/first_best.pt"]) == 0
+    rows = read_metrics("out/tuned_metrics.jsonl")
+    assert rows[0]["val/loss"] == pytest.approx(before["best_val_loss"], abs=1e-6)
+    config = checkpoint.load("out/tuned_last.pt")["config"]
+    assert (config["n_layers"], config["n_heads"], config["init_from"]) == (2, 2, "out/first_best.pt")
+    assert loop.main(["tuned.py", *settings, "--init_from=out/first_best.pt", "--n_layers=2"]) == 2
+    assert "leave out n_layers" in capsys.readouterr().err
+    assert loop.main(["tuned.py", *settings, "--resume", "--max_steps=13"]) == 0  # goes on, and not anew from the first
+    assert same_steps("out/tuned_metrics.jsonl", 13)
+
+
+def test_fine_tuning_says_how_the_tokenizers_differ(dataset, tiny, capsys):
+    train(tiny())
+    (dataset / "other.txt").write_text(verses(400).replace("w", "W") + "é")
+    prepare("other_char", ["other.txt"])
+    prepare("other_byte", ["other.txt"])
+    with pytest.raises(UserError, match="its tokenizer lacks 'Wé' and alone has 'w'"):
+        train(tiny(dataset="other_char", init_from="out/tiny_best.pt", run_name="other"))
+    with pytest.raises(UserError, match="its tokens are those of char, not of byte"):
+        train(tiny(dataset="other_byte", init_from="out/tiny_best.pt", run_name="other"))
+    with pytest.raises(UserError, match="another architecture"):
+        train(tiny(d_model=64, init_from="out/tiny_best.pt", run_name="other"))
+    assert not any("other" in name for name in os.listdir("out"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(dataset, tiny, monkeypatch):
