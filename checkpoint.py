@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of tensors and plain values, nothing that could run code when it is loaded:
 
-    model            the weights by name, uncompiled, float32
+    model            the weights by name, uncompiled, float32; their average over the steps, where the run keeps one
+    raw_model        the weights that go on learning, beside such an average; empty without one
     optimizers       their state_dicts
     config           every setting of the run
     tokenizer        what turns its ids into text
@@ -23,8 +24,8 @@ from cli import UserError
 from model import GPT, GPTConfig
 
 TYPES = {
-    "model": dict, "optimizers": list, "scaler": dict, "config": dict, "tokenizer": dict, "step": int, "best_step": int,
-    "best_val_loss": float, "dataset_fingerprint": str, "run_id": str,
+    "model": dict, "raw_model": dict, "optimizers": list, "scaler": dict, "config": dict, "tokenizer": dict,
+    "step": int, "best_step": int, "best_val_loss": float, "dataset_fingerprint": str, "run_id": str,
 }  # fmt: skip
 
 

@@ -47,6 +47,7 @@ class Config(GPTConfig):
     beta1: float = 0.9  # AdamW's momentum
     beta2: float = 0.95  # AdamW's memory of squared gradients
     grad_clip: float = 1.0  # longest gradient norm that is let through; 0: any
+    ema_decay: float = 0.0  # of a moving average of the weights, which is then what is evaluated and saved; 0: none
     # evaluation, logging, saving
     eval_interval: int = 250  # steps between evaluations; each one saves, and redraws the curves
     eval_tokens: int = 1_000_000  # largest part of the validation split that is used before the end of the run
@@ -75,7 +76,7 @@ class Config(GPTConfig):
         for name in ("warmup_steps", "weight_decay", "grad_clip", "sample_interval", "min_lr", "seed"):
             if (value := getattr(self, name)) is not None and not 0 <= value < float("inf"):
                 found.append(f"{name} must be at least 0, not {value}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         if self.seed >= 2**63:

@@ -17,20 +17,22 @@ from cli import UserError
 
 def read_metrics(path: str | Path) -> list[dict]:
     """The lines of a metrics file; a last line that was cut short is left out. Raises UserError."""
+    rows, broken = [], None
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if broken:
+                    break
+                try:
+                    row = json.loads(line)
+                    row["step"]
+                    rows.append(row)
+                except (ValueError, TypeError, KeyError):
+                    broken = number
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read {path}: {getattr(error, 'strerror', 'it is not text')}") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            row["step"]
-        except (ValueError, TypeError, KeyError):
-            if number < len(lines) or not rows:
-                raise UserError(f"{path} is no metrics file: see line {number}") from None
-        else:
-            rows.append(row)
+    if broken and (broken < number or not rows):
+        raise UserError(f"{path} is no metrics file: see line {broken}")
     return rows
 
 

@@ -4,6 +4,7 @@ python train.py [config file] [--setting=value ...]                       (pytho
 torchrun --nproc_per_node=8 train.py [config file] [--setting=value ...]  (one process for each GPU)
 """
 
+import copy
 import math
 import os
 import shlex
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import checkpoint
@@ -219,18 +221,32 @@ class Run:
         self.config, self.dataset, self.dtype = config, dataset, dtype
         torch.manual_seed(config.seed)
         self.model = GPT(config).to(device)
+        self.average = copy.deepcopy(self.model) if config.ema_decay else None
         self.optimizers = make_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.step, self.best_step, self.best_val_loss = 0, 0, math.inf
         self.id = uuid.uuid4().hex[:8]
         self.owns_best = False  # whether _best.pt is this run's, as far as is known
 
+    @property
+    def result(self) -> GPT:
+        """The model that is evaluated, saved and sampled: the average of the weights, where there is one."""
+        return self.average or self.model
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """After a step; a young average forgets faster, as it began with weights that had learnt nothing."""
+        if self.average:
+            decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+            get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.model.parameters()), None)
+
     def save(self, better: bool) -> None:
         """Writes _last.pt, and _best.pt too where this is the better model; another run's is kept beside it."""
         if distributed.rank() > 0:
             return
         state = {
-            "model": self.model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "model": self.result.state_dict(), "raw_model": self.model.state_dict() if self.average else {},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(), "config": asdict(self.config), "step": self.step, "run_id": self.id,
             "tokenizer": self.dataset.tokenizer.to_dict(), "dataset_fingerprint": self.dataset.fingerprint,
             "best_step": self.best_step, "best_val_loss": self.best_val_loss,
@@ -257,7 +273,8 @@ class Run:
                 f"{path} has {state['step']:,} steps already: max_steps={self.config.max_steps:,} is too low", 2
             )
         try:
-            self.model.load_state_dict(state["model"])
+            self.result.load_state_dict(state["model"])
+            self.model.load_state_dict(state["raw_model"] or state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 settings = optimizer.state_dict()["param_groups"]  # this run's, not those of the checkpoint
                 optimizer.load_state_dict({"state": saved["state"], "param_groups": settings})
@@ -274,13 +291,14 @@ class Run:
         if found := tokenizers.difference(tokenizer, self.dataset.tokenizer):
             raise UserError(f"{path} can't go on with data/{self.dataset.name}: {found}")
         try:
-            self.model.load_state_dict(model.state_dict())
+            for own in filter(None, (self.model, self.average)):
+                own.load_state_dict(model.state_dict())
         except RuntimeError as error:
             raise UserError(f"{path} has another architecture: {' '.join(str(error).split())[:200]}") from None
 
     def evaluate(self) -> tuple[float, bool]:
         """The validation loss, and whether it is the best so far; a model that has learnt nothing is never the best."""
-        loss = mean_loss(self.model, self.dataset.val, self.dtype, self.config.eval_tokens)
+        loss = mean_loss(self.result, self.dataset.val, self.dtype, self.config.eval_tokens)
         better = loss < self.best_val_loss and self.step > 0
         if better:
             self.best_step, self.best_val_loss = self.step, loss
@@ -341,7 +359,7 @@ def train(config: Config) -> dict:
 
 def loop(run: Run, batches: Batches, forward) -> dict:
     """The steps from run.step on, with evaluations, saves, samples and log lines between them."""
-    config, dataset, model = run.config, run.dataset, run.model
+    config, dataset, model = run.config, run.dataset, run.result
     device, start, first = model.token_embedding.weight.device, run.step, distributed.rank() == 0
     metrics = Metrics(config.path("metrics.jsonl"), config, run.id, start, overflows=run.scaler.is_enabled())
     started = saved = time.perf_counter()
@@ -378,6 +396,7 @@ def loop(run: Run, batches: Batches, forward) -> dict:
             with metrics.timed():
                 ids = batches(step).to(device)
                 loss, norm = optimizer_step(forward, run.optimizers, run.scaler, ids, step, run.dtype, config)
+                run.update_average()
                 metrics.add(step, learning_rate(step, config), loss, norm)
                 row = metrics.collect() if step % config.log_interval == 0 else None
             bar.update()

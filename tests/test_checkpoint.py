@@ -15,7 +15,7 @@ def state():
     config = {"vocab_size": 5, "block_size": 8, "n_layers": 1, "n_heads": 1, "d_model": 8, "batch_size": 2}
     model = GPT(GPTConfig(**{k: v for k, v in config.items() if k != "batch_size"}))
     return {
-        "model": model.state_dict(), "optimizers": [], "scaler": {}, "config": config, "step": 3,
+        "model": model.state_dict(), "raw_model": {}, "optimizers": [], "scaler": {}, "config": config, "step": 3,
         "best_step": 2, "best_val_loss": 1.5,
         "tokenizer": {"kind": "char", "characters": "abcde"}, "dataset_fingerprint": "f", "run_id": "r",
     }  # fmt: skip

@@ -190,7 +190,7 @@ def test_how_often_one_looks_changes_nothing(dataset, tiny):
     assert same(weights("out/tiny_last.pt"), weights("out/watched_last.pt"))
 
 
-@pytest.mark.parametrize("choices", [{"batch_order": "shuffled", "optimizer": "muon"}, {"batch_order": "random"}])
+@pytest.mark.parametrize("choices", [{"optimizer": "muon", "ema_decay": 0.9}, {"batch_order": "random"}])
 def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, choices, monkeypatch, capsys):
     settings = {"dropout": 0.2, "micro_batch_size": 2, "max_steps": 13, "batch_size": 8, "block_size": 128, **choices}
     train(tiny(**settings, run_name="whole"))
@@ -265,6 +265,31 @@ def test_a_new_run_keeps_the_best_of_the_old_one(dataset, tiny, monkeypatch, cap
     assert same(weights("out/tiny_best.prev.pt"), old) and not same(weights("out/tiny_best.pt"), old)
     train(tiny(seed=2, max_steps=16, resume=True))  # its own best is not another run's
     assert same(weights("out/tiny_best.prev.pt"), old)
+
+
+def test_the_average_of_the_weights_is_evaluated_saved_and_sampled(dataset, tiny, monkeypatch, capsys):
+    followed = []  # the weights after each step, to be averaged by hand
+
+    def watched(model, *args):
+        result = optimizer_step(model, *args)
+        followed.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return result
+
+    monkeypatch.setattr(loop, "optimizer_step", watched)
+    torch.manual_seed(1337)
+    vocab_size = load_dataset("verses_char").tokenizer.vocab_size
+    average = {name: tensor.clone() for name, tensor in GPT(tiny(vocab_size=vocab_size)).state_dict().items()}
+    train(tiny(ema_decay=0.6))
+    for step, now in enumerate(followed):
+        decay = min(0.6, (1 + step) / (10 + step))
+        average = {name: decay * tensor + (1 - decay) * now[name] for name, tensor in average.items()}
+    state = checkpoint.load("out/tiny_last.pt")
+    assert all(torch.allclose(state["model"][name], tensor, atol=1e-6) for name, tensor in average.items())
+    assert same(state["raw_model"], followed[-1]) and not same(state["model"], state["raw_model"])
+    model, _ = checkpoint.build(state, torch.device("cpu"))
+    loss = loop.mean_loss(model, load_dataset("verses_char").val, torch.float32)
+    assert read_metrics("out/tiny_metrics.jsonl")[-1]["val/loss"] == pytest.approx(loss)
+    assert loop.sample(model, load_dataset("verses_char"), tiny(), 500) in capsys.readouterr().out
 
 
 def test_without_a_better_loss_the_patience_ends(folder, tiny, capsys):
