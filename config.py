@@ -188,6 +188,7 @@ def nearest(name: str) -> str:
 def read_file(path: str) -> tuple[dict, dict]:
     """The settings of a config file, and of its on_cpu block, as they stand there."""
     try:
+        open(path).close()  # of a folder, runpy would run its __main__.py
         names = runpy.run_path(path)
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
@@ -222,10 +223,12 @@ def parse_arguments(argv: list[str]) -> tuple[str, dict, bool]:
             group.add_argument(
                 f"--{setting.name}",
                 default=argparse.SUPPRESS,
-                **({"nargs": "?", "const": "true"} if setting.type is bool else {}),
                 metavar=default,
                 help=setting.help.replace("%", "%%"),
             )
+    flags = {f"--{setting.name}" for setting in SETTINGS.values() if setting.type is bool}
+    pairs = zip(argv, [*argv[1:], ""])  # a flag's value may be left out: what follows it need not be one
+    argv = [f"{a}=true" if a in flags and b.lower() not in BOOLEANS else a for a, b in pairs]
     given, unknown = parser.parse_known_args(argv)
     values = vars(given)
     file, on_cpu = values.pop("file"), values.pop("on_cpu").lower()
