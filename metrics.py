@@ -25,9 +25,10 @@ def read_metrics(path: str | Path) -> list[dict]:
                     break
                 try:
                     row = json.loads(line)
-                    row["step"]
+                    if type(row["step"]) is not int or not all(abs(value) < 2**63 for value in row.values()):
+                        raise ValueError("not a step, or a value that nobody measured")
                     rows.append(row)
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     broken = number
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read {path}: {getattr(error, 'strerror', 'it is not text')}") from None

@@ -77,7 +77,7 @@ def start(*command, **options) -> subprocess.Popen:
 def run(*command) -> tuple[int, str, str]:
     """Exit status, output and errors of one of the project's commands."""
     process = start(*command)
-    output, error = process.communicate(timeout=120)
+    output, error = process.communicate(timeout=300)
     return process.returncode, output, error
 
 

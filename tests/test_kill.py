@@ -14,7 +14,7 @@ import checkpoint
 def test_a_run_that_is_killed_again_and_again_equals_one_that_was_not(dataset, request):
     kills = request.config.getoption("--kills")
     (dataset / "tiny.py").write_text("")
-    settings = dict(max_steps=100 * kills, eval_interval=25, save_interval=4, log_interval=7, dropout=0.1,
+    settings = dict(max_steps=40 * kills, eval_interval=20, save_interval=4, log_interval=7, dropout=0.1,
                     batch_size=4, micro_batch_size=2, block_size=128)  # fmt: skip
     assert run("train.py", "tiny.py", *arguments(**settings, run_name="whole"))[0] == 0
     last, resumed = dataset / "out" / "tiny_last.pt", 0
