@@ -24,12 +24,13 @@ from tqdm import tqdm
 import data
 import tokenizer as tokenizers
 from cli import Parser, UserError, command
-from data import Corpus
-from dataset import DATA_DIR, SPLITS
+from data import Corpus, cut_safely
+from dataset import DATA_DIR, SPLITS, load_dataset
 
 SPLIT_SEED = 1337  # decides which documents are held back
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
-PIECE = 1 << 22  # bytes of a file that are read at once, characters that a thread tokenizes at once
+PIECE = 1 << 21  # bytes of a file that are read at once, characters that a thread tokenizes at once
+WORKERS = min(os.cpu_count() or 1, 16)  # threads, each with a piece in memory
 
 # ---------------------------------------------------------------------------------------------------------------------
 # where the text comes from
@@ -69,20 +70,10 @@ def load_corpus(name: str, limit: int | None, options: dict) -> Corpus:
 def read_pieces(path: Path) -> Iterator[str]:
     """The text of a file, a few MB at a time, cut where no token can reach across. Raises UserError if it is not UTF-8."""
     with open(path, "rb") as file:
-        rest, offset = b"", 0
-        while piece := file.read(PIECE):
-            piece = rest + piece
-            end = piece.rfind(b"\n")  # no token of GPT-2's joins the end of a word to the new line after it
-            while end > 0 and not 32 < piece[end - 1] < 127:
-                end = piece.rfind(b"\n", 0, end)
-            if end <= 0:  # one endless line: at least no character is cut in two
-                end = len(piece) - 1
-                while end > 1 and piece[end] & 0xC0 == 0x80:
-                    end -= 1
-            yield decode(piece[:end], path, offset)
-            rest, offset = piece[end:], offset + end
-        if rest:
-            yield decode(rest, path, offset)
+        offset = 0
+        for piece in cut_safely(iter(lambda: file.read(PIECE), b"")):
+            yield decode(piece, path, offset)
+            offset += len(piece)
 
 
 def decode(content: bytes, path: Path, offset: int) -> str:
@@ -117,12 +108,13 @@ def read_inputs(inputs: list[str], pattern: str | None) -> Corpus:
     source = ", ".join(inputs)
     if len(files) == 1:
         return Corpus(source, lambda: read_pieces(files[0]), continuous=True)
-    return Corpus(source, lambda: filter(None, ("".join(read_pieces(path)) for path in files)))
+    return Corpus(source, lambda: map(read_pieces, files))
 
 
 def limited(documents: Callable[[], Iterable[str]], limit: int, continuous: bool) -> Iterator[str]:
     """The first documents that fit into `limit` bytes; of a continuous text, up to the last byte."""
-    for text in documents():
+    for document in documents():
+        text = document if isinstance(document, str) else up_to(document, limit)
         content = text.encode("utf-8")
         if len(content) > limit:
             if continuous:
@@ -130,6 +122,25 @@ def limited(documents: Callable[[], Iterable[str]], limit: int, continuous: bool
             return
         limit -= len(content)
         yield text
+
+
+def up_to(pieces: Iterable[str], limit: int) -> str:
+    """A document as one text; of one with more than `limit` characters, no more than it takes to see that."""
+    text = ""
+    for piece in pieces:
+        text += piece
+        if len(text) > limit:
+            break
+    return text
+
+
+def pieces_of(documents: Iterable[str | Iterable[str]]) -> Iterator[tuple[bool, str]]:
+    """Every piece of the documents, and whether a document begins with it."""
+    for document in documents:
+        begins = True
+        for text in (document,) if isinstance(document, str) else document:
+            yield begins, text
+            begins = False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,8 +155,8 @@ class Survey:
         self.excerpt = ""
         digest = hashlib.sha256()
         seen = np.zeros(tokenizers.CODE_POINTS, dtype=bool)
-        for text in chain(corpus.documents(), corpus.validation() if corpus.validation else ()):
-            self.documents += 1
+        for begins, text in pieces_of(chain(corpus.documents(), corpus.validation() if corpus.validation else ())):
+            self.documents += begins
             self.characters += len(text)
             self.excerpt = self.excerpt or text[:200].strip()
             content = text.encode("utf-8")
@@ -158,51 +169,55 @@ class Survey:
         self.vocabulary = "".join(map(chr, np.flatnonzero(seen)))
 
 
-def split(corpus: Corpus, survey: Survey, val_fraction: float) -> Iterator[tuple[str, str]]:
-    """Yields each document, or each piece of a continuous text, with its split, "train" or "val"."""
+def split(corpus: Corpus, survey: Survey, val_fraction: float) -> Iterator[tuple[str, bool, str]]:
+    """Yields each piece of text with its split, "train" or "val", and whether a document begins with it."""
     if corpus.validation:
-        yield from (("train", text) for text in corpus.documents())
-        yield from (("val", text) for text in corpus.validation())
+        yield from (("train", *piece) for piece in pieces_of(corpus.documents()))
+        yield from (("val", *piece) for piece in pieces_of(corpus.validation()))
     elif corpus.continuous:
         left = int(survey.characters * (1 - val_fraction))  # characters that still belong to train
         for text in corpus.documents():
-            yield from ((name, part) for name, part in (("train", text[:left]), ("val", text[left:])) if part)
+            yield from ((name, False, part) for name, part in (("train", text[:left]), ("val", text[left:])) if part)
             left = max(0, left - len(text))
     else:
         order = np.random.default_rng(SPLIT_SEED).permutation(survey.documents)
         count = min(max(1, round(survey.documents * val_fraction)), survey.documents - 1)
         held_back = set(order[:count].tolist())
-        for i, text in enumerate(corpus.documents()):
-            yield ("val" if i in held_back else "train"), text
+        document = -1
+        for begins, text in pieces_of(corpus.documents()):
+            document += begins
+            yield ("val" if document in held_back else "train"), begins, text
 
 
-def jobs(pieces: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+def jobs(pieces: Iterable[tuple[str, bool, str]]) -> Iterator[tuple[str, list[tuple[bool, str]]]]:
     """Joins neighbours of one split into lists of about PIECE characters: enough work for a thread at a time."""
     name, texts, size = "", [], 0
-    for new, text in pieces:
+    for new, begins, text in pieces:
         if texts and (new != name or size + len(text) > PIECE):
             yield name, texts
             texts, size = [], 0
         name, size = new, size + len(text)
-        texts.append(text)
+        texts.append((begins, text))
     if texts:
         yield name, texts
 
 
 def write_tokens(
-    folder: Path, pieces: Iterable[tuple[str, str]], tokenizer, separated: bool
+    folder: Path, pieces: Iterable[tuple[str, bool, str]], tokenizer, separated: bool
 ) -> dict[str, dict[str, int]]:
     """Writes <split>.bin of each split; counts its tokens, and the characters and bytes of its text.
 
     Separators go between documents; they count as tokens, not as text, so that bits per byte compare.
     """
 
-    def encode(job: tuple[str, list[str]]) -> tuple[str, np.ndarray, int, int]:
+    def encode(job: tuple[str, list[tuple[bool, str]]]) -> tuple[str, np.ndarray, int, int]:
         name, texts = job
-        ids = [tokenizer.encode(text) for text in texts]
-        if separated:
-            ids = [part for document in ids for part in (tokenizer.separator, document)]
-        characters, n_bytes = sum(map(len, texts)), sum(len(text.encode("utf-8")) for text in texts)
+        ids = []
+        for begins, text in texts:
+            if begins and separated:
+                ids.append(tokenizer.separator)
+            ids.append(tokenizer.encode(text))
+        characters, n_bytes = sum(len(text) for _, text in texts), sum(len(text.encode("utf-8")) for _, text in texts)
         return name, np.concatenate(ids).astype("<u2"), characters, n_bytes
 
     counts = {name: {"tokens": 0, "characters": 0, "bytes": 0} for name in SPLITS}
@@ -210,10 +225,10 @@ def write_tokens(
     with (
         open(folder / "train.bin", "wb") as train,
         open(folder / "val.bin", "wb") as val,
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(WORKERS) as pool,
         tqdm(desc="tokens", unit="B", unit_scale=True, disable=None, leave=False) as bar,
     ):
-        while batch := list(islice(work, os.cpu_count())):  # map() alone would take in the whole corpus
+        while batch := list(islice(work, WORKERS)):  # map() alone would take in the whole corpus
             for name, ids, characters, n_bytes in pool.map(encode, batch):
                 count = counts[name]
                 ids = ids if count["tokens"] or not separated else ids[len(tokenizer.separator) :]
@@ -224,8 +239,20 @@ def write_tokens(
     return counts
 
 
-def make_tokenizer(kind: str, survey: Survey, separated: bool) -> tokenizers.Tokenizer:
-    """The tokenizer of this kind for a text. Raises UserError where its ids don't fit into a file."""
+def make_tokenizer(kind: str, survey: Survey, separated: bool, tokenizer_of: str | None) -> tokenizers.Tokenizer:
+    """The tokenizer of this kind for a text, or that of another dataset.
+
+    Raises UserError where its ids don't fit into a file, or the text does not fit the other dataset's characters.
+    """
+    if tokenizer_of:
+        tokenizer = load_dataset(tokenizer_of).tokenizer
+        if tokenizer.kind != kind:
+            raise UserError(f"the tokens of {tokenizer_of} are those of {tokenizer.kind}, not of {kind}", status=2)
+        try:
+            tokenizer.encode(survey.vocabulary + "\n" * separated)
+        except tokenizers.UnknownCharacters as error:
+            raise UserError(f"the text can't be written in the tokens of {tokenizer_of}: it has {error}") from None
+        return tokenizer
     if kind == "byte":
         return tokenizers.ByteTokenizer()
     if kind == "bpe":
@@ -245,11 +272,13 @@ def prepare(
     pattern: str | None = None,
     val_fraction: float = 0.1,
     limit: int | None = None,
+    tokenizer_of: str | None = None,
     **options,
 ) -> None:
     """Makes data/<name>, from `inputs` (files and folders) or from the corpus that the name begins with.
 
-    limit: bytes of text; options: those of the corpus's load(). Either the whole dataset is there in the end, or what
+    limit: bytes of text; tokenizer_of: a dataset whose tokens are taken, so that a model trained on it can go on with
+    this one; options: those of the corpus's load(). Either the whole dataset is there in the end, or what
     was there before. Raises UserError.
     """
     corpus_name, kind = split_name(name)
@@ -261,14 +290,17 @@ def prepare(
         raise UserError("--pattern goes with --input", status=2)
     if inputs and options:
         raise UserError(f"--{min(options)} does not go with --input", status=2)
-    corpus = read_inputs(inputs, pattern) if inputs else load_corpus(corpus_name, limit, options)
+    if inputs and corpus_name == "python":  # these are added to what it has
+        corpus = load_corpus(corpus_name, limit, {"inputs": inputs, "pattern": pattern or "*.py"})
+    else:
+        corpus = read_inputs(inputs, pattern) if inputs else load_corpus(corpus_name, limit, options)
     if limit:
         whole = corpus.documents
         corpus = replace(corpus, documents=lambda: limited(whole, limit, corpus.continuous), validation=None)
 
     survey = Survey(corpus)
     separated = not corpus.continuous
-    tokenizer = make_tokenizer(kind, survey, separated)
+    tokenizer = make_tokenizer(kind, survey, separated, tokenizer_of)
     folder = DATA_DIR / name
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -317,16 +349,24 @@ def report(folder: Path, survey: Survey, meta: dict, tokenizer: tokenizers.Token
 def main(argv: list[str]) -> None:
     parser = Parser(prog="prepare.py", description=__doc__.splitlines()[0])
     parser.add_argument("dataset", nargs="?", help="<corpus>_<tokenizer>, such as shakespeare_char or notes_byte")
-    parser.add_argument("--input", nargs="+", metavar="PATH", help="your own text: UTF-8 files, and folders of them")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="your own text: UTF-8 files, and folders of them; python_... adds them",
+    )
     parser.add_argument("--pattern", help="files to take from folders, such as '*.py' (default: *.txt and *.md)")
     parser.add_argument("--val_fraction", type=float, default=0.1, help="part held back for validation (default: 0.1)")
     parser.add_argument("--limit", type=int, metavar="BYTES", help="take this much text at most")
+    parser.add_argument(
+        "--tokenizer_of", metavar="DATASET", help="take its tokens, for --init_from (default: new ones)"
+    )
     parser.add_argument("--category", help="robotics: arXiv's category (default: cs.RO)")
     parser.add_argument("--max_results", type=int, help="robotics: number of papers (default: 5000)")
     args = parser.parse_args(argv)
     if args.dataset:
         options = {name: getattr(args, name) for name in ("category", "max_results") if getattr(args, name) is not None}
-        prepare(args.dataset, args.input, args.pattern, args.val_fraction, args.limit, **options)
+        prepare(args.dataset, args.input, args.pattern, args.val_fraction, args.limit, args.tokenizer_of, **options)
         return
     print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
     for name, about in corpora().items():

@@ -51,17 +51,22 @@ def load(folder: Path, *, category: str = "cs.RO", max_results: int = 5000) -> C
 def _crawl(url: str, path: Path) -> None:
     """Saves a page of papers; arXiv now and then answers with an empty one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    asked = 0  # seconds, by the server
     for attempt in range(TRIES):
-        time.sleep(PAUSE * 2**attempt)
+        time.sleep(max(PAUSE * 2**attempt, min(asked, download.LONGEST_PAUSE)))
         try:
             response = requests.get(url, timeout=TIMEOUT, headers={"User-Agent": "prepare.py"})
+            if b"/api/errors" in response.content:
+                raise UserError(f"arXiv refuses: {' '.join(_parse(response.content)[0].values())}")
+            retry_after = response.headers.get("Retry-After", "")
+            asked = int(retry_after) if retry_after.isdigit() else 0
             response.raise_for_status()
             if _parse(response.content)[2]:
                 new = path.with_suffix(".part")
                 new.write_bytes(response.content)
                 os.replace(new, path)
                 return
-            problem = "an empty page, as if there were no more"
+            problem = "an empty page, as if it had no such category or no more papers"
         except requests.RequestException as error:
             problem = download.reason(error)
         print(f"arXiv, try {attempt + 1} of {TRIES}: {problem}")

@@ -1,13 +1,12 @@
 """enwik8: the first 10^8 bytes of an English Wikipedia dump of 2006, the classic benchmark of compressors."""
 
-import codecs
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from cli import UserError
-from data import Corpus, download
+from data import Corpus, cut_safely, download
 
 ABOUT = "100 MB, or less with --limit BYTES: enwik8, English Wikipedia of 2006; more text than a 10M model can learn by heart"
 URL = "http://mattmahoney.net/dc/enwik8.zip"
@@ -42,8 +41,8 @@ def _text(path: Path, start: int, end: int) -> Iterator[str]:
     """The text between two bytes, in pieces, without the characters that start and end cut in two."""
     with _open(path) as file:
         file.seek(start)
-        pieces = iter(lambda: file.read(min(PIECE, end - file.tell())), b"")
-        yield from codecs.iterdecode(pieces, "utf-8", errors="ignore")
+        for piece in cut_safely(iter(lambda: file.read(min(PIECE, end - file.tell())), b"")):
+            yield piece.decode("utf-8", errors="ignore")
 
 
 def _articles(path: Path, limit: int) -> Iterator[str]:
