@@ -239,7 +239,7 @@ def write_tokens(
     return counts
 
 
-def make_tokenizer(kind: str, survey: Survey, separated: bool, tokenizer_of: str | None) -> tokenizers.Tokenizer:
+def make_tokenizer(kind: str, survey: Survey, separated: bool, tokenizer_of: str | None = None) -> tokenizers.Tokenizer:
     """The tokenizer of this kind for a text, or that of another dataset.
 
     Raises UserError where its ids don't fit into a file, or the text does not fit the other dataset's characters.

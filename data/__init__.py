@@ -29,9 +29,10 @@ def cut_safely(blocks: Iterable[bytes]) -> Iterator[bytes]:
             end = block.rfind(b"\n", 0, end)
         if end <= 0:  # one endless line: at least no character is cut in two
             end = len(block) - 1
-            while end > 1 and block[end] & 0xC0 == 0x80:
+            while end > max(0, len(block) - 4) and block[end] & 0xC0 == 0x80:
                 end -= 1
-        yield block[:end]
+        if end:
+            yield block[:end]
         rest = block[end:]
     if rest:
         yield rest

@@ -57,7 +57,8 @@ def _crawl(url: str, path: Path) -> None:
         try:
             response = requests.get(url, timeout=TIMEOUT, headers={"User-Agent": "prepare.py"})
             if b"/api/errors" in response.content:
-                raise UserError(f"arXiv refuses: {' '.join(_parse(response.content)[0].values())}")
+                words = " ".join(_parse(response.content)[0].values()).split()
+                raise UserError(f"arXiv refuses: {' '.join(words)}")
             retry_after = response.headers.get("Retry-After", "")
             asked = int(retry_after) if retry_after.isdigit() else 0
             response.raise_for_status()

@@ -97,7 +97,9 @@ def preparation(rounds: int) -> None:
 
     def write(tokenizer):
         with tempfile.TemporaryDirectory() as folder:
-            prepare.write_tokens(Path(folder), (("train", piece) for piece in pieces), tokenizer, separated=False)
+            prepare.write_tokens(
+                Path(folder), (("train", False, piece) for piece in pieces), tokenizer, separated=False
+            )
 
     def whole(kind: str):
         write(prepare.make_tokenizer(kind, prepare.Survey(corpus), separated=False))

@@ -10,7 +10,9 @@ import pytest
 from server import reply, serve
 
 from cli import UserError
-from data import python, robotics, wikipedia
+from data import download, python, robotics, wikipedia
+from dataset import load_dataset
+from prepare import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,21 @@ def test_python_takes_source_files_in_order_and_no_tests(library, tmp_path):
     corpus = python.load(tmp_path)
     assert list(corpus.documents()) == list(corpus.documents()) == ["é", "# abc", "last"]
     assert platform.python_version() in corpus.source
+
+
+def test_python_takes_other_source_trees_too(folder, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder / "lib"))
+    files = {"lib/a.py": "one", "src/b.py": "two", "src/deep/c.pyi": "three", "src/tests/d.py": "four"}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    assert list(python.load(folder, inputs=["src"]).documents()) == ["one", "two"]
+    assert list(python.load(folder, inputs=["src"], pattern="*.py*").documents()) == ["one", "two", "three"]
+    with pytest.raises(UserError, match="there is no folder none with files"):
+        python.load(folder, inputs=["none"])
+    prepare("python_byte", ["src"])
+    meta = load_dataset("python_byte").meta
+    assert meta["documents"] == 2 and meta["source"].endswith(", src")
 
 
 def test_python_without_source_files(library, tmp_path):
@@ -184,6 +201,34 @@ def test_robotics_empty_and_broken_pages_are_asked_for_again(tmp_path, monkeypat
         corpus = robotics.load(tmp_path, max_results=6)
     assert asked == [0, 3, 3, 3, 3]
     assert list(corpus.documents()) == [document(i) for i in range(6)]
+
+
+def test_robotics_waits_as_long_as_arxiv_asks_for(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(robotics.time, "sleep", waited.append)
+    busy = {1: {"status": 429, "Retry_After": "7"}, 2: {"status": 503, "Retry_After": "100000"}, 3: {"status": 500}}
+    asked = []
+
+    def handle(request):
+        asked.append(request.path)
+        options = busy.get(len(asked))
+        reply(request, **options) if options else reply(request, feed(0, 3, 3))
+
+    with serve(handle) as address:
+        monkeypatch.setattr(robotics, "URL", address)
+        assert len([*robotics.load(tmp_path).documents()]) == 3
+    pause = robotics.PAUSE
+    assert waited == [pause, 7, download.LONGEST_PAUSE, 8 * pause]
+
+
+def test_robotics_says_what_arxiv_objects_to(tmp_path, monkeypatch):
+    error = feed(0, 1, 1).replace(b"abs/2401.00000v1", b"api/errors#bad").replace(b"Paper\n  0", b"Error")
+    with (
+        arxiv(monkeypatch, answer=lambda n, start: error) as asked,
+        pytest.raises(UserError, match="arXiv refuses: Error It"),
+    ):
+        robotics.load(tmp_path)
+    assert asked == [0] and not [*tmp_path.rglob("*.xml")]
 
 
 def test_robotics_duplicates_count_once_whatever_their_version(tmp_path, monkeypatch):

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import signal
 import sys
@@ -68,6 +67,31 @@ def test_documents_are_split_whole_with_a_separator(folder):
     assert dataset.meta["val"]["bytes"] == sum(
         len(d) for d in documents if d.strip() in [p.strip() for p in parts["val"]]
     )
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_large_documents_come_in_pieces_and_give_the_same_bytes(folder, kind, monkeypatch):
+    (folder / "texts").mkdir()
+    for i in range(12):
+        (folder / "texts" / f"{i}.txt").write_text(verses(0 if i == 5 else 3 * i, seed=i) + "é" * (i % 2))
+    assert prepare.main([f"whole_{kind}", "--input", "texts"]) == 0
+    monkeypatch.setattr(prepare, "PIECE", 50)  # bytes, so that most documents have several pieces
+    assert prepare.main([f"pieces_{kind}", "--input", "texts"]) == 0
+    assert contents(folder / "data" / f"whole_{kind}") == contents(folder / "data" / f"pieces_{kind}")
+    assert load_dataset(f"pieces_{kind}").meta["documents"] == 11 + (len(verses(0)) > 0)
+
+
+def test_the_tokens_of_another_dataset(dataset, capsys):
+    (dataset / "few.txt").write_text("a fool sees a fool.\n" * 20)
+    assert prepare.main(["few_char", "--input", "few.txt", "--tokenizer_of", "verses_char"]) == 0
+    few, other = load_dataset("few_char"), load_dataset("verses_char")
+    assert few.tokenizer.to_dict() == other.tokenizer.to_dict()
+    assert few.tokenizer.decode(few.train).startswith("a fool sees")
+    (dataset / "few.txt").write_text("A fool sees a fool?\n" * 20)
+    for name, words in {"few_char": "never seen: '?' 'A'", "few_byte": "are those of char, not of byte"}.items():
+        assert prepare.main([name, "--input", "few.txt", "--tokenizer_of", "verses_char"]) != 0
+        assert words in capsys.readouterr().err
+    assert load_dataset("few_char").fingerprint == few.fingerprint
 
 
 def test_a_corpus_with_its_own_validation_keeps_it(folder, monkeypatch):
@@ -139,7 +163,7 @@ def test_the_number_of_workers_changes_nothing(folder, monkeypatch):
         (folder / f"{i}.txt").write_text(verses(i % 7 + 1, seed=i))
     written = []
     for workers in (1, 5):
-        monkeypatch.setattr(os, "cpu_count", lambda workers=workers: workers)
+        monkeypatch.setattr(prepare, "WORKERS", workers)
         prepare.prepare("docs_char", [f"{i}.txt" for i in range(30)])
         written.append(contents(folder / "data"))
     assert written[0] == written[1]
