@@ -178,12 +178,14 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss(folder, tiny):
     assert checkpoint.load("out/tiny_best.pt")["best_val_loss"] == result["best_val_loss"]
 
 
-def test_how_often_one_looks_changes_nothing(dataset, tiny):
+def test_how_often_one_looks_and_who_listens_changes_nothing(dataset, tiny, capsys):
     train(tiny(dropout=0.1))
     plain = timeless("out/tiny_metrics.jsonl")
-    train(
-        tiny(dropout=0.1, run_name="watched", eval_interval=3, log_interval=4, sample_interval=2, wandb_mode="disabled")
-    )
+    train(tiny(dropout=0.1, run_name="again"))
+    assert timeless("out/again_metrics.jsonl") == plain
+    often = {"eval_interval": 3, "log_interval": 4, "sample_interval": 2, "save_interval": 1, "wandb_mode": "offline"}
+    train(tiny(dropout=0.1, run_name="watched", **often))
+    assert list((dataset / "out").rglob("*.wandb")), capsys.readouterr()
     watched = timeless("out/watched_metrics.jsonl")
     trained = lambda rows: [row for row in rows if "train/loss" in row]  # noqa: E731
     assert trained(plain) == trained(watched)
