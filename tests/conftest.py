@@ -30,7 +30,7 @@ def verses(lines: int, seed: int = 0) -> str:
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how often tests/test_kill.py kills a run")
-    parser.addoption("--memory_steps", type=int, default=600, help="how long tests/test_memory.py trains")
+    parser.addoption("--memory_steps", type=int, default=400, help="how long tests/test_memory.py trains")
 
 
 @pytest.fixture

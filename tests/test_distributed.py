@@ -71,7 +71,7 @@ def test_a_batch_that_can_not_be_shared_out_is_refused(dataset, tiny, monkeypatc
     with pytest.raises(UserError, match="batch_size=8 can't be shared out evenly over 3 processes"):
         train(tiny(batch_size=8))
     with pytest.raises(UserError, match="over 3 processes in parts of micro_batch_size=2"):
-        train(tiny(batch_size=9, micro_batch_size=2))
+        train(tiny(batch_size=8, micro_batch_size=2))
     assert not (dataset / "out").exists()
 
 
