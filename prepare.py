@@ -4,7 +4,6 @@ python prepare.py shakespeare_char               one of the corpora in data/
 python prepare.py notes_byte --input notes.txt   your own files or folders
 """
 
-import fnmatch
 import hashlib
 import importlib
 import inspect
@@ -12,10 +11,10 @@ import json
 import os
 import pkgutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +23,13 @@ from tqdm import tqdm
 import data
 import tokenizer as tokenizers
 from cli import Parser, UserError, command
-from data import Corpus, cut_safely
+from data import Corpus, files
 from dataset import DATA_DIR, SPLITS, load_dataset
 
 SPLIT_SEED = 1337  # decides which documents are held back
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
-PIECE = 1 << 21  # bytes of a file that are read at once, characters that a thread tokenizes at once
-WORKERS = min(os.cpu_count() or 1, 16)  # threads, each with a piece in memory
+PIECE = 1 << 20  # characters that a thread tokenizes at once
+MAX_WORKERS = 16  # threads: each holds a piece in several forms, tens of MB
 
 # ---------------------------------------------------------------------------------------------------------------------
 # where the text comes from
@@ -54,97 +53,71 @@ def split_name(name: str) -> tuple[str, str]:
     return corpus, kind
 
 
-def load_corpus(name: str, limit: int | None, options: dict) -> Corpus:
-    """One of the project's corpora; options that its load() does not have are refused. Raises UserError."""
-    if name not in corpora():
+def find_corpus(name: str, inputs: list[str] | None, pattern: str | None, limit: int | None, options: dict) -> Corpus:
+    """The text of `inputs`, or one of the project's corpora, or both where its load() takes `inputs`.
+
+    Options that its load() does not take are refused. Raises UserError.
+    """
+    load = importlib.import_module(f"data.{name}").load if name in corpora() else None
+    known = inspect.signature(load).parameters if load else {}
+    if inputs and "inputs" not in known:
+        if options:
+            raise UserError(f"--{min(options)} does not go with --input", status=2)
+        return read_inputs(inputs, pattern)
+    if not load:
         raise UserError(
             f"there is no corpus {name}; bring your own text: python prepare.py {name}_char --input FILE", 2
         )
-    load = importlib.import_module(f"data.{name}").load
-    known = inspect.signature(load).parameters
     if unknown := sorted(options.keys() - known.keys()):
         raise UserError(f"the corpus {name} takes no --{unknown[0]}", status=2)
-    return load(DATA_DIR / "downloads", **options, **({"limit": limit} if "limit" in known else {}))
-
-
-def read_pieces(path: Path) -> Iterator[str]:
-    """The text of a file, a few MB at a time, cut where no token can reach across. Raises UserError if it is not UTF-8."""
-    with open(path, "rb") as file:
-        offset = 0
-        for piece in cut_safely(iter(lambda: file.read(PIECE), b"")):
-            yield decode(piece, path, offset)
-            offset += len(piece)
-
-
-def decode(content: bytes, path: Path, offset: int) -> str:
-    """content, which stands at this offset of the file, as text. Raises UserError."""
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = f"byte {offset + error.start:,} is {content[error.start]:#04x}"
-        raise UserError(f"{path} is not UTF-8 text: {where}; with another encoding, convert it first") from None
+    given = {"inputs": inputs, "pattern": pattern, "limit": limit}
+    options = options | {key: value for key, value in given.items() if value and key in known}
+    return load(DATA_DIR / "downloads", **options)
 
 
 def read_inputs(inputs: list[str], pattern: str | None) -> Corpus:
     """One file as one continuous text; several files, or those of folders that match the pattern, as documents."""
-    patterns = [pattern] if pattern else ["*.txt", "*.md"]
-    files = []
-    for path in map(Path, inputs):
-        if path.is_dir():
-            found = sorted(
-                p
-                for p in path.rglob("*")
-                if p.is_file() and any(fnmatch.fnmatch(p.name, pattern) for pattern in patterns)
-            )
-            if not found:
-                raise UserError(
-                    f"the folder {path} holds no {' or '.join(patterns)}; --pattern '*.py' takes other files"
-                )
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"there is no file {path}")
+    paths = files.find(inputs, [pattern] if pattern else ["*.txt", "*.md"])
     source = ", ".join(inputs)
-    if len(files) == 1:
-        return Corpus(source, lambda: read_pieces(files[0]), continuous=True)
-    return Corpus(source, lambda: map(read_pieces, files))
+    if len(paths) == 1:
+        return Corpus(source, lambda: files.read_pieces(paths[0]), continuous=True)
+    return Corpus(source, lambda: map(files.read_pieces, paths))
 
 
-def limited(documents: Callable[[], Iterable[str]], limit: int, continuous: bool) -> Iterator[str]:
-    """The first documents that fit into `limit` bytes; of a continuous text, up to the last byte."""
-    for document in documents():
-        text = document if isinstance(document, str) else up_to(document, limit)
+def limited(corpus: Corpus, limit: int) -> Corpus:
+    """The first documents that fit into `limit` bytes together; of a continuous text, up to the last byte."""
+    if corpus.continuous:
+        return replace(corpus, documents=lambda: beginning(corpus.documents(), limit), validation=None)
+    sizes = (sum(len(text.encode("utf-8")) for text in texts(document)) for document in corpus.documents())
+    count = sum(1 for _ in takewhile(lambda size: size <= limit, accumulate(sizes)))
+    return replace(corpus, documents=lambda: islice(corpus.documents(), count), validation=None)
+
+
+def beginning(pieces: Iterable[str], limit: int) -> Iterator[str]:
+    """The first `limit` bytes of a text in pieces, without a character that is cut in two."""
+    for text in pieces:
         content = text.encode("utf-8")
-        if len(content) > limit:
-            if continuous:
-                yield content[:limit].decode("utf-8", errors="ignore")
+        yield content[:limit].decode("utf-8", errors="ignore")
+        if (limit := limit - len(content)) <= 0:
             return
-        limit -= len(content)
-        yield text
-
-
-def up_to(pieces: Iterable[str], limit: int) -> str:
-    """A document as one text; of one with more than `limit` characters, no more than it takes to see that."""
-    text = ""
-    for piece in pieces:
-        text += piece
-        if len(text) > limit:
-            break
-    return text
-
-
-def pieces_of(documents: Iterable[str | Iterable[str]]) -> Iterator[tuple[bool, str]]:
-    """Every piece of the documents, and whether a document begins with it."""
-    for document in documents:
-        begins = True
-        for text in (document,) if isinstance(document, str) else document:
-            yield begins, text
-            begins = False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # from text to files: one pass to survey it, one to tokenize it, neither with more than some pieces in memory
+
+
+def texts(document: str | Iterable[str]) -> Iterable[str]:
+    """The pieces of a document; a str is one."""
+    return [document] if isinstance(document, str) else document
+
+
+def in_pieces(documents: Iterable[str | Iterable[str]], continuous: bool) -> Iterator[tuple[bool, str]]:
+    """Yields the text piece by piece, each with whether a document begins there; one without text is no document."""
+    for document in [documents] if continuous else documents:
+        begins = True
+        for text in filter(None, texts(document)):
+            yield begins, text
+            begins = False
 
 
 class Survey:
@@ -155,7 +128,8 @@ class Survey:
         self.excerpt = ""
         digest = hashlib.sha256()
         seen = np.zeros(tokenizers.CODE_POINTS, dtype=bool)
-        for begins, text in pieces_of(chain(corpus.documents(), corpus.validation() if corpus.validation else ())):
+        documents = chain(corpus.documents(), corpus.validation() if corpus.validation else ())
+        for begins, text in in_pieces(documents, corpus.continuous):
             self.documents += begins
             self.characters += len(text)
             self.excerpt = self.excerpt or text[:200].strip()
@@ -164,74 +138,76 @@ class Survey:
             # Leaving out the ASCII that is known already, mostly all of it, is far faster than looking at each character.
             rest = content.translate(None, delete=np.flatnonzero(seen[:128]).astype(np.uint8).tobytes())
             seen[tokenizers.code_points(rest.decode("utf-8"))] = True
-        self.documents = 1 if corpus.continuous else self.documents
         self.sha256 = digest.hexdigest()
         self.vocabulary = "".join(map(chr, np.flatnonzero(seen)))
 
 
 def split(corpus: Corpus, survey: Survey, val_fraction: float) -> Iterator[tuple[str, bool, str]]:
-    """Yields each piece of text with its split, "train" or "val", and whether a document begins with it."""
+    """Yields each piece of text with its split, "train" or "val", and whether a document begins there."""
     if corpus.validation:
-        yield from (("train", *piece) for piece in pieces_of(corpus.documents()))
-        yield from (("val", *piece) for piece in pieces_of(corpus.validation()))
+        for name, documents in (("train", corpus.documents()), ("val", corpus.validation())):
+            for begins, text in in_pieces(documents, corpus.continuous):
+                yield name, begins, text
     elif corpus.continuous:
         left = int(survey.characters * (1 - val_fraction))  # characters that still belong to train
-        for text in corpus.documents():
-            yield from ((name, False, part) for name, part in (("train", text[:left]), ("val", text[left:])) if part)
+        for begins, text in in_pieces(corpus.documents(), continuous=True):
+            yield from ((name, begins, part) for name, part in (("train", text[:left]), ("val", text[left:])) if part)
             left = max(0, left - len(text))
     else:
         order = np.random.default_rng(SPLIT_SEED).permutation(survey.documents)
         count = min(max(1, round(survey.documents * val_fraction)), survey.documents - 1)
         held_back = set(order[:count].tolist())
-        document = -1
-        for begins, text in pieces_of(corpus.documents()):
-            document += begins
-            yield ("val" if document in held_back else "train"), begins, text
+        i = -1
+        for begins, text in in_pieces(corpus.documents(), continuous=False):
+            i += begins
+            yield ("val" if i in held_back else "train"), begins, text
 
 
 def jobs(pieces: Iterable[tuple[str, bool, str]]) -> Iterator[tuple[str, list[tuple[bool, str]]]]:
-    """Joins neighbours of one split into lists of about PIECE characters: enough work for a thread at a time."""
-    name, texts, size = "", [], 0
+    """Joins neighbours of one split into lists of about PIECE characters: enough work for a thread at a time.
+
+    Each piece in them stands with whether a separator goes before it: where a document begins, but not a split.
+    """
+    name, job, size = "", [], 0
+    begun = set()  # splits
     for new, begins, text in pieces:
-        if texts and (new != name or size + len(text) > PIECE):
-            yield name, texts
-            texts, size = [], 0
+        if job and (new != name or size + len(text) > PIECE):
+            yield name, job
+            job, size = [], 0
         name, size = new, size + len(text)
-        texts.append((begins, text))
-    if texts:
-        yield name, texts
+        job.append((begins and new in begun, text))
+        begun.add(new)
+    if job:
+        yield name, job
 
 
-def write_tokens(
-    folder: Path, pieces: Iterable[tuple[str, bool, str]], tokenizer, separated: bool
-) -> dict[str, dict[str, int]]:
+def write_tokens(folder: Path, pieces: Iterable[tuple[str, bool, str]], tokenizer) -> dict[str, dict[str, int]]:
     """Writes <split>.bin of each split; counts its tokens, and the characters and bytes of its text.
 
     Separators go between documents; they count as tokens, not as text, so that bits per byte compare.
     """
 
     def encode(job: tuple[str, list[tuple[bool, str]]]) -> tuple[str, np.ndarray, int, int]:
-        name, texts = job
-        ids = []
-        for begins, text in texts:
-            if begins and separated:
-                ids.append(tokenizer.separator)
-            ids.append(tokenizer.encode(text))
-        characters, n_bytes = sum(len(text) for _, text in texts), sum(len(text.encode("utf-8")) for _, text in texts)
+        name, pieces = job
+        ids, characters, n_bytes = [], 0, 0
+        for separated, text in pieces:
+            ids += [tokenizer.separator, tokenizer.encode(text)] if separated else [tokenizer.encode(text)]
+            characters += len(text)
+            n_bytes += len(text.encode("utf-8"))
         return name, np.concatenate(ids).astype("<u2"), characters, n_bytes
 
     counts = {name: {"tokens": 0, "characters": 0, "bytes": 0} for name in SPLITS}
     work = jobs(pieces)
+    workers = min(os.cpu_count() or 1, MAX_WORKERS)
     with (
         open(folder / "train.bin", "wb") as train,
         open(folder / "val.bin", "wb") as val,
-        ThreadPoolExecutor(WORKERS) as pool,
+        ThreadPoolExecutor(workers) as pool,
         tqdm(desc="tokens", unit="B", unit_scale=True, disable=None, leave=False) as bar,
     ):
-        while batch := list(islice(work, WORKERS)):  # map() alone would take in the whole corpus
+        while batch := list(islice(work, workers)):  # map() alone would take in the whole corpus
             for name, ids, characters, n_bytes in pool.map(encode, batch):
                 count = counts[name]
-                ids = ids if count["tokens"] or not separated else ids[len(tokenizer.separator) :]
                 (train if name == "train" else val).write(ids)
                 for unit, number in (("tokens", len(ids)), ("characters", characters), ("bytes", n_bytes)):
                     count[unit] += number
@@ -239,30 +215,36 @@ def write_tokens(
     return counts
 
 
-def make_tokenizer(kind: str, survey: Survey, separated: bool, tokenizer_of: str | None = None) -> tokenizers.Tokenizer:
-    """The tokenizer of this kind for a text, or that of another dataset.
+def make_tokenizer(kind: str, survey: Survey, tokenizer_of: str | None = None) -> tokenizers.Tokenizer:
+    """The tokenizer of this kind for a text, or that of the dataset `tokenizer_of`.
 
-    Raises UserError where its ids don't fit into a file, or the text does not fit the other dataset's characters.
+    Raises UserError where its ids don't fit into a file, or it does not know all of the text.
     """
+    characters = survey.vocabulary + "\n" * (survey.documents > 1)  # a separator needs it
     if tokenizer_of:
-        tokenizer = load_dataset(tokenizer_of).tokenizer
-        if tokenizer.kind != kind:
-            raise UserError(f"the tokens of {tokenizer_of} are those of {tokenizer.kind}, not of {kind}", status=2)
-        try:
-            tokenizer.encode(survey.vocabulary + "\n" * separated)
-        except tokenizers.UnknownCharacters as error:
-            raise UserError(f"the text can't be written in the tokens of {tokenizer_of}: it has {error}") from None
-        return tokenizer
+        return borrow_tokenizer(tokenizer_of, kind, characters)
     if kind == "byte":
         return tokenizers.ByteTokenizer()
     if kind == "bpe":
         return tokenizers.BPETokenizer()
-    tokenizer = tokenizers.CharTokenizer("".join(sorted({*survey.vocabulary, *("\n" if separated else "")})))
+    tokenizer = tokenizers.CharTokenizer("".join(sorted(set(characters))))
     if tokenizer.vocab_size > MAX_VOCABULARY:
         raise UserError(
             f"{tokenizer.vocab_size:,} different characters: ids above {MAX_VOCABULARY - 1:,} do not fit into uint16;"
             " use bytes (..._byte) or BPE (..._bpe)"
         )
+    return tokenizer
+
+
+def borrow_tokenizer(dataset: str, kind: str, characters: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a dataset. Raises UserError where it is of another kind, or does not know all the characters."""
+    tokenizer = load_dataset(dataset).tokenizer
+    if tokenizer.kind != kind:
+        raise UserError(f"the tokens of {dataset} are those of {tokenizer.kind}, not of {kind}", status=2)
+    try:
+        tokenizer.encode(characters)
+    except tokenizers.UnknownCharacters as error:
+        raise UserError(f"the text can't be written in the tokens of {dataset}: it has {error}") from None
     return tokenizer
 
 
@@ -275,11 +257,11 @@ def prepare(
     tokenizer_of: str | None = None,
     **options,
 ) -> None:
-    """Makes data/<name>, from `inputs` (files and folders) or from the corpus that the name begins with.
+    """Makes data/<name>, from `inputs` (files and folders) or from the corpus that the name begins with, or both.
 
-    limit: bytes of text; tokenizer_of: a dataset whose tokens are taken, so that a model trained on it can go on with
-    this one; options: those of the corpus's load(). Either the whole dataset is there in the end, or what
-    was there before. Raises UserError.
+    limit: bytes of text; tokenizer_of: a dataset whose tokens are taken, so that its models can go on with this text;
+    options: those of the corpus's load(). Either the whole dataset is there in the end, or what
+    was there before; stopped in the instant of their exchange, none, and never a mixture. Raises UserError.
     """
     corpus_name, kind = split_name(name)
     if not 0 < val_fraction < 1:
@@ -288,24 +270,17 @@ def prepare(
         raise UserError(f"limit must be at least 1, not {limit}", status=2)
     if pattern and not inputs:
         raise UserError("--pattern goes with --input", status=2)
-    if inputs and options:
-        raise UserError(f"--{min(options)} does not go with --input", status=2)
-    if inputs and corpus_name == "python":  # these are added to what it has
-        corpus = load_corpus(corpus_name, limit, {"inputs": inputs, "pattern": pattern or "*.py"})
-    else:
-        corpus = read_inputs(inputs, pattern) if inputs else load_corpus(corpus_name, limit, options)
+    corpus = find_corpus(corpus_name, inputs, pattern, limit, options)
     if limit:
-        whole = corpus.documents
-        corpus = replace(corpus, documents=lambda: limited(whole, limit, corpus.continuous), validation=None)
+        corpus = limited(corpus, limit)
 
     survey = Survey(corpus)
-    separated = not corpus.continuous
-    tokenizer = make_tokenizer(kind, survey, separated, tokenizer_of)
+    tokenizer = make_tokenizer(kind, survey, tokenizer_of)
     folder = DATA_DIR / name
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
-            counts = write_tokens(Path(new), split(corpus, survey, val_fraction), tokenizer, separated)
+            counts = write_tokens(Path(new), split(corpus, survey, val_fraction), tokenizer)
             if min(counts[part]["tokens"] for part in SPLITS) < 2:
                 raise UserError(
                     f"{survey.characters:,} characters in {survey.documents:,} documents are too few for a training"
@@ -353,9 +328,11 @@ def main(argv: list[str]) -> None:
         "--input",
         nargs="+",
         metavar="PATH",
-        help="your own text: UTF-8 files, and folders of them; python_... adds them",
+        help="your own text: UTF-8 files, and folders of them; for python source trees to add to the library",
     )
-    parser.add_argument("--pattern", help="files to take from folders, such as '*.py' (default: *.txt and *.md)")
+    parser.add_argument(
+        "--pattern", help="files to take from folders, such as '*.rst' (default: *.txt and *.md; for python *.py)"
+    )
     parser.add_argument("--val_fraction", type=float, default=0.1, help="part held back for validation (default: 0.1)")
     parser.add_argument("--limit", type=int, metavar="BYTES", help="take this much text at most")
     parser.add_argument(

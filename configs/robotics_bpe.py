@@ -3,7 +3,8 @@
 # Titles and abstracts of robotics papers, in GPT-2's BPE. Each of its 50,257 tokens costs a row of the embedding, which
 # is the head as well: at the width of 384 of the other configs that alone were 19.3M parameters, beside 10.6M in the
 # blocks. So this model is narrow: 160 wide, 8,041,120 parameters in the embedding and 1,814,944 in all else.
-# The first run asks arXiv for 5,000 papers, page by page. Not measured yet: arXiv was out of our reach.
+# The first run asks arXiv for 5,000 papers, page by page. The loss to expect is not measured yet, neither on a GPU nor on a
+# CPU, and the sizes given here are estimates: arXiv could not be reached from the machine of the measurements.
 
 run_name = "robotics_bpe"
 dataset = "robotics_bpe"

@@ -2,7 +2,8 @@
 #
 # A 10M model (10,720,896 parameters) on enwik8: 90 MB of English Wikipedia with its markup, in the standard split, so
 # that its bits per byte can be laid beside published ones (on the 5 MB of validation text, not the test text).
-# The first run downloads 36 MB. Not measured yet, neither on a GPU nor on a CPU: its source was out of our reach.
+# The first run downloads 36 MB. The loss to expect is not measured yet, neither on a GPU nor on a CPU: the source could not
+# be reached from the machine of the measurements.
 
 run_name = "wikipedia_byte"
 dataset = "wikipedia_byte"

@@ -14,6 +14,7 @@ from pathlib import Path
 import requests
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from cli import UserError
@@ -27,8 +28,16 @@ INDEX_TIMEOUT = 5  # seconds; the package index is the last resort, and no netwo
 
 class _Retry(Retry):
     def get_retry_after(self, response) -> float | None:
-        seconds = super().get_retry_after(response)
+        try:
+            seconds = super().get_retry_after(response)
+        except InvalidHeader:
+            return None
         return seconds and min(seconds, LONGEST_PAUSE)
+
+
+def retry_after(response: requests.Response) -> float:
+    """Seconds that a busy server asks to wait, but LONGEST_PAUSE at most; 0 if it doesn't say."""
+    return _Retry().get_retry_after(response.raw) or 0
 
 
 def session(retries: int = RETRIES) -> requests.Session:
@@ -61,8 +70,9 @@ def fetch(
     retries: int = RETRIES,
     timeout: tuple[float, float] = TIMEOUT,
 ) -> Path:
-    """Downloads url to path, unless it is there; what an earlier try left half done, in path.part, is gone on with.
+    """Downloads url to path, unless it is there.
 
+    What an earlier try left half done, in path.part, is gone on with if there is a sha256 to check the whole by.
     timeout: seconds to connect, and without a byte. Raises UserError; then nothing is at path that was not before.
     """
     path = Path(path)
@@ -79,6 +89,8 @@ def fetch(
     try:
         with session(retries) as web:
             for attempt in range(retries + 1):
+                if not sha256:  # the server's file may have changed: nothing would show the parts to be of two
+                    part.unlink(missing_ok=True)
                 if _download(web, url, part, timeout):
                     break
                 time.sleep(PAUSE * 2**attempt if attempt < retries else 0)

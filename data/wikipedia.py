@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cli import UserError
-from data import Corpus, cut_safely, download
+from data import Corpus, download, files
 
 ABOUT = "100 MB, or less with --limit BYTES: enwik8, English Wikipedia of 2006; more text than a 10M model can learn by heart"
 URL = "http://mattmahoney.net/dc/enwik8.zip"
 SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
 TRAIN_END, VALIDATION_END = 90_000_000, 95_000_000
-PIECE = 1 << 20  # bytes in memory at once
 
 
 def load(folder: Path, *, limit: int | None = None) -> Corpus:
@@ -41,7 +40,7 @@ def _text(path: Path, start: int, end: int) -> Iterator[str]:
     """The text between two bytes, in pieces, without the characters that start and end cut in two."""
     with _open(path) as file:
         file.seek(start)
-        for piece in cut_safely(iter(lambda: file.read(min(PIECE, end - file.tell())), b"")):
+        for piece in files.cut(iter(lambda: file.read(min(files.PIECE, end - file.tell())), b"")):
             yield piece.decode("utf-8", errors="ignore")
 
 

@@ -97,14 +97,12 @@ def preparation(rounds: int) -> None:
 
     def write(tokenizer):
         with tempfile.TemporaryDirectory() as folder:
-            prepare.write_tokens(
-                Path(folder), (("train", False, piece) for piece in pieces), tokenizer, separated=False
-            )
+            prepare.write_tokens(Path(folder), (("train", False, piece) for piece in pieces), tokenizer)
 
     def whole(kind: str):
-        write(prepare.make_tokenizer(kind, prepare.Survey(corpus), separated=False))
+        write(prepare.make_tokenizer(kind, prepare.Survey(corpus)))
 
-    chars = prepare.make_tokenizer("char", prepare.Survey(corpus), separated=False)
+    chars = prepare.make_tokenizer("char", prepare.Survey(corpus))
     contestants = {
         "char: survey, encode and write": lambda: whole("char"),
         "byte: survey, encode and write": lambda: whole("byte"),

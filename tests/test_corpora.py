@@ -3,6 +3,7 @@ import platform
 import sysconfig
 import zipfile
 from contextlib import contextmanager
+from itertools import pairwise
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
@@ -10,9 +11,7 @@ import pytest
 from server import reply, serve
 
 from cli import UserError
-from data import download, python, robotics, wikipedia
-from dataset import load_dataset
-from prepare import prepare
+from data import download, files, python, robotics, wikipedia
 
 
 @pytest.fixture(autouse=True)
@@ -49,19 +48,17 @@ def test_python_takes_source_files_in_order_and_no_tests(library, tmp_path):
     assert platform.python_version() in corpus.source
 
 
-def test_python_takes_other_source_trees_too(folder, monkeypatch):
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder / "lib"))
-    files = {"lib/a.py": "one", "src/b.py": "two", "src/deep/c.pyi": "three", "src/tests/d.py": "four"}
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-    assert list(python.load(folder, inputs=["src"]).documents()) == ["one", "two"]
-    assert list(python.load(folder, inputs=["src"], pattern="*.py*").documents()) == ["one", "two", "three"]
-    with pytest.raises(UserError, match="there is no folder none with files"):
-        python.load(folder, inputs=["none"])
-    prepare("python_byte", ["src"])
-    meta = load_dataset("python_byte").meta
-    assert meta["documents"] == 2 and meta["source"].endswith(", src")
+def test_python_adds_source_trees(library, tmp_path, monkeypatch):
+    library(lib__abc_py=b"# abc", own__b_py=b"# b", own__a__c_py=b"# c", own__latin_py=b"\xe9", own__d_txt=b"d")
+    library(more__e_txt=b"# e", alone_py=b"# alone")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "lib"))
+    own, more, alone = (str(tmp_path / name) for name in ("own", "more", "alone.py"))
+    corpus = python.load(tmp_path, inputs=[own, alone])
+    assert list(corpus.documents()) == ["# abc", "# c", "# b", "# alone"]
+    assert "standard library" in corpus.source and own in corpus.source
+    assert list(python.load(tmp_path, inputs=[more], pattern="*_txt").documents()) == ["# abc", "# e"]
+    with pytest.raises(UserError, match="holds no"):
+        python.load(tmp_path, inputs=[more])
 
 
 def test_python_without_source_files(library, tmp_path):
@@ -101,7 +98,7 @@ def enwik(tmp_path, monkeypatch):
 
 
 def test_wikipedia_whole_is_split_by_bytes_and_no_character_is_halved(enwik, tmp_path, monkeypatch):
-    monkeypatch.setattr(wikipedia, "PIECE", 3)
+    monkeypatch.setattr(files, "PIECE", 3)
     monkeypatch.setattr(wikipedia, "TRAIN_END", 90)
     monkeypatch.setattr(wikipedia, "VALIDATION_END", 95)
     enwik("a" * 89 + "ébc" + "é" * 4)
@@ -110,6 +107,15 @@ def test_wikipedia_whole_is_split_by_bytes_and_no_character_is_halved(enwik, tmp
     for _ in range(2):
         assert "".join(corpus.documents()) == "a" * 89
         assert "".join(corpus.validation()) == "bcé"
+
+
+def test_wikipedia_whole_is_cut_where_no_token_reaches_across(enwik, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PIECE", 50)
+    monkeypatch.setattr(wikipedia, "TRAIN_END", 400)
+    enwik("Anarchism  is a political\n\nphilosophy.\n" * 20)
+    pieces = list(wikipedia.load(tmp_path).documents())
+    assert len(pieces) > 5 and sum(map(len, pieces)) == 400
+    assert all(before[-1] > " " and after[0] == "\n" for before, after in pairwise(pieces))
 
 
 def test_wikipedia_limited_is_whole_articles(enwik, tmp_path):
@@ -156,7 +162,10 @@ def document(i: int) -> str:
 
 @contextmanager
 def arxiv(monkeypatch, total=100, answer=None):
-    """An arXiv on this machine; answer(n, start) may give another page for the n-th request. Yields the requests."""
+    """An arXiv on this machine; answer(n, start) may give another page for the n-th request, or page, status, headers.
+
+    Yields the requests.
+    """
     asked = []
 
     def handle(request):
@@ -165,7 +174,9 @@ def arxiv(monkeypatch, total=100, answer=None):
         asked.append(start)
         assert query["search_query"] == ["cat:cs.RO"]
         page = answer(len(asked), start) if answer else None
-        reply(request, feed(start, start + int(query["max_results"][0]), total) if page is None else page)
+        page = feed(start, start + int(query["max_results"][0]), total) if page is None else page
+        page, status, headers = page if isinstance(page, tuple) else (page, 200, {})
+        reply(request, page, status, **headers)
 
     with serve(handle) as address:
         monkeypatch.setattr(robotics, "URL", address)
@@ -196,39 +207,43 @@ def test_robotics_a_short_page_leaves_no_gap(tmp_path, monkeypatch):
 
 
 def test_robotics_empty_and_broken_pages_are_asked_for_again(tmp_path, monkeypatch):
-    bad = {2: feed(0, 0, 100), 3: b"", 4: b"<feed><entry>"}
+    bad = {2: feed(0, 0, 0), 3: b"", 4: b"<feed><entry>"}
     with arxiv(monkeypatch, answer=lambda n, start: bad.get(n)) as asked:
         corpus = robotics.load(tmp_path, max_results=6)
     assert asked == [0, 3, 3, 3, 3]
     assert list(corpus.documents()) == [document(i) for i in range(6)]
 
 
-def test_robotics_waits_as_long_as_arxiv_asks_for(tmp_path, monkeypatch):
-    waited = []
-    monkeypatch.setattr(robotics.time, "sleep", waited.append)
-    busy = {1: {"status": 429, "Retry_After": "7"}, 2: {"status": 503, "Retry_After": "100000"}, 3: {"status": 500}}
-    asked = []
-
-    def handle(request):
-        asked.append(request.path)
-        options = busy.get(len(asked))
-        reply(request, **options) if options else reply(request, feed(0, 3, 3))
-
-    with serve(handle) as address:
-        monkeypatch.setattr(robotics, "URL", address)
-        assert len([*robotics.load(tmp_path).documents()]) == 3
-    pause = robotics.PAUSE
-    assert waited == [pause, 7, download.LONGEST_PAUSE, 8 * pause]
+@pytest.mark.parametrize("status", [429, 503])
+def test_robotics_waits_as_long_as_arxiv_asks_within_bounds(tmp_path, monkeypatch, status):
+    pauses = []
+    monkeypatch.setattr(robotics.time, "sleep", pauses.append)
+    monkeypatch.setattr(robotics, "PAUSE", 3.0)
+    page = feed(0, 1, 1).replace(b"abs/", b"api/errors#")
+    busy = {n: (page, status, {"Retry_After": asked}) for n, asked in enumerate(["20", "3600", "soon"], 1)}
+    with arxiv(monkeypatch, answer=lambda n, start: busy.get(n)):
+        robotics.load(tmp_path, max_results=4)
+    assert pauses == [3, 20, download.LONGEST_PAUSE, 24, 3]  # "soon" is no time: the fourth try's own pause
 
 
-def test_robotics_says_what_arxiv_objects_to(tmp_path, monkeypatch):
-    error = feed(0, 1, 1).replace(b"abs/2401.00000v1", b"api/errors#bad").replace(b"Paper\n  0", b"Error")
-    with (
-        arxiv(monkeypatch, answer=lambda n, start: error) as asked,
-        pytest.raises(UserError, match="arXiv refuses: Error It"),
-    ):
+def test_robotics_a_category_without_papers_is_said_at_once(tmp_path, monkeypatch):
+    with arxiv(monkeypatch, total=0) as asked, pytest.raises(UserError, match="no papers in the category cs.RO"):
         robotics.load(tmp_path)
-    assert asked == [0] and not [*tmp_path.rglob("*.xml")]
+    assert asked == [0] and not list(tmp_path.rglob("*.xml"))
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("total", [b"", b"<opensearch:totalResults>1</opensearch:totalResults>"])
+def test_robotics_an_error_of_arxivs_is_said_in_its_words(tmp_path, monkeypatch, status, total):
+    page = feed(0, 1, 1).replace(b"abs/2401.00000v1", b"api/errors#malformed_query")
+    page = page.replace(b"<opensearch:totalResults>1</opensearch:totalResults>", total)
+    with arxiv(monkeypatch, answer=lambda n, start: (page, status, {})) as asked, pytest.raises(UserError) as error:
+        robotics.load(tmp_path)
+    assert asked == [0] and not list(tmp_path.rglob("*.xml"))
+    assert "It <walks> on 0 legs." in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "arxiv-cs.RO" / "0.xml").write_bytes(page)
+    with pytest.raises(UserError, match="0.xml holds no papers"):
+        robotics.load(tmp_path)
 
 
 def test_robotics_duplicates_count_once_whatever_their_version(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 import zipfile
+from functools import partial
 
 import pytest
 from server import reply, serve
@@ -94,6 +95,21 @@ def test_what_was_left_is_replaced_where_the_server_knows_no_ranges_or_it_does_n
         assert fetch(answer, tmp_path / name).read_bytes() == BODY
 
 
+def test_without_a_hash_nothing_is_gone_on_with(tmp_path):
+    (tmp_path / "file.part").write_bytes(b"of another version")
+    ranges = []
+
+    def answer(n, request):
+        ranges.append(request.headers.get("Range"))
+        if n == 1:
+            reply(request, bytes(300_000), Content_Length=str(len(BODY)))
+        else:
+            send_range(request)
+
+    assert fetch(answer, tmp_path / "file", sha256=None).read_bytes() == BODY
+    assert ranges == [None, None]
+
+
 def test_an_answer_for_another_range_is_not_taken(tmp_path):
     (tmp_path / "file.part").write_bytes(BODY[:100])
 
@@ -122,7 +138,9 @@ def test_retry_after_is_waited_for_within_bounds(tmp_path, monkeypatch):
     fetch(answer, tmp_path / "file")
     assert 1 <= time.monotonic() - started < 3
     monkeypatch.setattr(download, "LONGEST_PAUSE", 0.01)
-    assert "429" in refused(lambda n, request: reply(request, status=429, Retry_After="3600"), tmp_path / "other")
+    for asked in ("3600", "soon"):
+        answer = partial(reply, status=429, Retry_After=asked)
+        assert "429" in refused(lambda n, request, answer=answer: answer(request), tmp_path / "other")
 
 
 def test_a_missing_page_is_one_line_at_once(tmp_path):

@@ -1,8 +1,11 @@
 import json
+import os
 import re
 import signal
 import sys
+import sysconfig
 import types
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from server import reply, serve
 
 import prepare
 from cli import UserError
-from data import Corpus, gpt2_bpe
+from data import Corpus, files, gpt2_bpe
 from dataset import load_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +46,8 @@ def test_a_file_larger_than_a_piece_gives_the_same_bytes(folder, monkeypatch):
     prepare.prepare("a_byte", ["a.txt"])
     prepare.prepare("a_char", ["a.txt"])
     whole = contents(folder / "data")
-    monkeypatch.setattr(prepare, "PIECE", 7)  # cuts nearly every multi-byte character
+    monkeypatch.setattr(files, "PIECE", 7)  # cuts nearly every multi-byte character
+    monkeypatch.setattr(prepare, "PIECE", 7)
     prepare.prepare("a_byte", ["a.txt"])
     prepare.prepare("a_char", ["a.txt"])
     meta = json.loads(contents(folder / "data" / "a_char")["meta.json"])
@@ -69,13 +73,71 @@ def test_documents_are_split_whole_with_a_separator(folder):
     )
 
 
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_documents_larger_than_a_piece_give_the_same_bytes(folder, kind, monkeypatch, request):
+    if kind == "bpe":
+        request.getfixturevalue("bpe")
+    for i in range(9):
+        (folder / f"{i}.txt").write_bytes((verses(i * 20, seed=i) + "é\n\n  漢字 \n" * 9).encode())
+    (folder / "empty.txt").write_text("")
+    names = ["empty.txt", *(f"{i}.txt" for i in range(9))]
+    prepare.prepare(f"docs_{kind}", names, val_fraction=0.3)
+    whole = contents(folder / "data" / f"docs_{kind}")
+    monkeypatch.setattr(files, "PIECE", 200)
+    monkeypatch.setattr(prepare, "PIECE", 200)
+    prepare.prepare(f"docs_{kind}", names, val_fraction=0.3)
+    assert contents(folder / "data" / f"docs_{kind}") == whole
+    assert json.loads(whole["meta.json"])["documents"] == 9
+    assert not any(isinstance(document, str) for document in prepare.read_inputs(names, None).documents())
+
+
+def use(monkeypatch, corpus):
+    """Has prepare() take this corpus, whatever its input."""
+    monkeypatch.setattr(prepare, "read_inputs", lambda inputs, pattern: corpus)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_a_document_may_come_in_pieces(folder, kind, monkeypatch):
+    use(monkeypatch, Corpus("made up", lambda: ["one", iter(["t", "", "wo"]), [], "", ["", "three"], "four"]))
+    prepare.prepare(f"pieces_{kind}", ["-"], val_fraction=0.25)
+    dataset = load_dataset(f"pieces_{kind}")
+    train, val = dataset.tokenizer.decode(dataset.train), dataset.tokenizer.decode(dataset.val)
+    assert sorted([*train.split("\n\n"), val]) == ["four", "one", "three", "two"]
+    assert dataset.meta["documents"] == 4
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_memory_is_bounded_whatever_the_document_and_the_machine(folder, kind, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1000)
+    monkeypatch.setattr(prepare, "PIECE", 10)
+    alive = weakref.WeakSet()
+    most = 0
+
+    class Text(str):
+        """A str that can be counted while it lives."""
+
+    def document():
+        nonlocal most
+        for i in range(500):
+            text = Text(f"piece {i:03}\n")
+            alive.add(text)
+            most = max(most, len(alive))
+            yield text
+
+    use(monkeypatch, Corpus("two endless documents", lambda: [document(), document()]))
+    prepare.prepare(f"long_{kind}", ["-"], val_fraction=0.5)
+    assert most <= 2 * prepare.MAX_WORKERS + 2
+    dataset = load_dataset(f"long_{kind}")
+    assert dataset.tokenizer.decode(dataset.train) == "".join(f"piece {i:03}\n" for i in range(500))
+
+
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_large_documents_come_in_pieces_and_give_the_same_bytes(folder, kind, monkeypatch):
     (folder / "texts").mkdir()
     for i in range(12):
         (folder / "texts" / f"{i}.txt").write_text(verses(0 if i == 5 else 3 * i, seed=i) + "é" * (i % 2))
     assert prepare.main([f"whole_{kind}", "--input", "texts"]) == 0
-    monkeypatch.setattr(prepare, "PIECE", 50)  # bytes, so that most documents have several pieces
+    monkeypatch.setattr(files, "PIECE", 50)  # bytes, so that most documents have several pieces
     assert prepare.main([f"pieces_{kind}", "--input", "texts"]) == 0
     assert contents(folder / "data" / f"whole_{kind}") == contents(folder / "data" / f"pieces_{kind}")
     assert load_dataset(f"pieces_{kind}").meta["documents"] == 11 + (len(verses(0)) > 0)
@@ -95,12 +157,20 @@ def test_the_tokens_of_another_dataset(dataset, capsys):
 
 
 def test_a_corpus_with_its_own_validation_keeps_it(folder, monkeypatch):
-    corpus = Corpus("made up", lambda: ["one two", "three"], validation=lambda: ["four"])
-    monkeypatch.setattr(prepare, "read_inputs", lambda inputs, pattern: corpus)
+    use(monkeypatch, Corpus("made up", lambda: ["one two", "three"], validation=lambda: ["four"]))
     prepare.prepare("own_byte", ["-"])
     dataset = load_dataset("own_byte")
     assert dataset.tokenizer.decode(dataset.train) == "one two\n\nthree"
     assert dataset.tokenizer.decode(dataset.val) == "four"
+
+
+def test_of_one_text_with_its_own_validation_nothing_stands_between_the_pieces(folder, monkeypatch):
+    corpus = Corpus("made up", lambda: ["one ", "two"], validation=lambda: ["thr", "ee"], continuous=True)
+    use(monkeypatch, corpus)
+    prepare.prepare("own_char", ["-"])
+    dataset = load_dataset("own_char")
+    assert [dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)] == ["one two", "three"]
+    assert dataset.meta["documents"] == 1 and dataset.tokenizer.characters == " ehnortw"
 
 
 def test_the_corpus_that_the_readme_adds_works(folder, monkeypatch):
@@ -139,6 +209,7 @@ def bpe(folder):
 def test_bpe_of_a_file_in_pieces_is_bpe_of_the_whole(bpe, monkeypatch):
     text = verses(100) + "\n\n  indented\r\n\tmore  \n \n\n" + "漢字 😀 \u00a0\n\nend of it all\n" * 20
     (bpe / "a.txt").write_bytes(text.encode())
+    monkeypatch.setattr(files, "PIECE", 150)
     monkeypatch.setattr(prepare, "PIECE", 150)
     prepare.prepare("a_bpe", ["a.txt"], val_fraction=0.001)  # 0.1% is a few characters of the last line
     dataset = load_dataset("a_bpe")
@@ -163,13 +234,13 @@ def test_the_number_of_workers_changes_nothing(folder, monkeypatch):
         (folder / f"{i}.txt").write_text(verses(i % 7 + 1, seed=i))
     written = []
     for workers in (1, 5):
-        monkeypatch.setattr(prepare, "WORKERS", workers)
+        monkeypatch.setattr(os, "cpu_count", lambda workers=workers: workers)
         prepare.prepare("docs_char", [f"{i}.txt" for i in range(30)])
         written.append(contents(folder / "data"))
     assert written[0] == written[1]
 
 
-def test_a_limit_takes_the_beginning(folder):
+def test_a_limit_takes_the_beginning(folder, monkeypatch):
     text = verses(100) + "é"
     (folder / "a.txt").write_text(text)
     prepare.prepare("a_byte", ["a.txt"], limit=1000)
@@ -180,6 +251,11 @@ def test_a_limit_takes_the_beginning(folder):
     (folder / "c.txt").write_text("c" * 300)
     prepare.prepare("docs_byte", ["b.txt", "c.txt", "a.txt"], limit=1000, val_fraction=0.5)
     assert load_dataset("docs_byte").meta["documents"] == 2  # whole documents only
+    monkeypatch.setattr(files, "PIECE", 100)
+    before = contents(folder / "data")
+    prepare.prepare("docs_byte", ["b.txt", "c.txt", "a.txt"], limit=1000, val_fraction=0.5)
+    prepare.prepare("a_byte", ["a.txt"], limit=1000)
+    assert contents(folder / "data") == before
 
 
 def test_a_pattern_picks_files(folder):
@@ -189,6 +265,23 @@ def test_a_pattern_picks_files(folder):
     assert prepare.main(["code_byte", "--input", "src", "--pattern", "*.py"]) == 0
     dataset = load_dataset("code_byte")
     assert sorted(dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)) == ["# a.py\n", "# b.py\n"]
+
+
+def test_inputs_are_added_to_python_and_replace_any_other_corpus(folder, monkeypatch):
+    (folder / "lib").mkdir()
+    (folder / "src").mkdir()
+    (folder / "lib" / "abc.py").write_text("# abc\n")
+    (folder / "src" / "own.py").write_text("# own\n")
+    (folder / "src" / "own.pyi").write_text("# typed\n")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: "lib")
+    for name, arguments, texts in (
+        ("python_byte", [], ["# abc\n", "# own\n"]),
+        ("python_byte", ["--pattern", "*.pyi"], ["# abc\n", "# typed\n"]),
+        ("shakespeare_byte", ["--pattern", "*.py*"], ["# own\n", "# typed\n"]),
+    ):
+        assert prepare.main([name, "--input", "src", *arguments]) == 0
+        dataset = load_dataset(name)
+        assert sorted(dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)) == texts
 
 
 def test_more_characters_than_ids_are_refused_by_name(folder, capsys):
@@ -219,6 +312,13 @@ def test_bad_text_is_refused_and_nothing_is_lost(dataset, name, capsys):
     assert contents(dataset) == before
 
 
+def test_a_byte_that_is_no_text_is_named_by_its_place_in_the_file(folder, monkeypatch, capsys):
+    (folder / "a.txt").write_bytes(b"0123456\n" * 200 + b"\xff")
+    monkeypatch.setattr(files, "PIECE", 100)
+    assert prepare.main(["a_byte", "--input", "a.txt"]) == 1
+    assert "byte 1,600 is 0xff" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -230,6 +330,7 @@ def test_bad_text_is_refused_and_nothing_is_lost(dataset, name, capsys):
         (["shakespeare_char", "--category=cs.AI"], "takes no --category"),
         (["verses_char", "--input", "verses.txt", "--category=cs.AI"], "does not go with --input"),
         (["verses_char", "--input", "verses.txt", "--limit=0"], "limit"),
+        (["python_char", "--input", "verses.txt", "--category=cs.AI"], "takes no --category"),
         (["robotics_char", "--max_results=0"], "max_results"),
     ],
 )
