@@ -77,7 +77,8 @@ def load(path: str | Path) -> dict:
         others = sorted(str(other) for other in path.parent.glob("*.pt") if other != path)
         hint = f"; there is also {', '.join(others)}" if others else ""
         raise UserError(f"{path} is no checkpoint, or was cut short or altered ({reason}){hint}") from None
-    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in TYPES.items()):
+    typed = isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in TYPES.items())
+    if not typed or state["step"] < 0:
         raise UserError(f"{path} is not a checkpoint of train.py")
     return state
 
@@ -99,6 +100,6 @@ def build(state: dict, device: torch.device) -> tuple[GPT, tokenizers.Tokenizer]
         tokenizer = tokenizers.from_dict(state["tokenizer"])
         if tokenizer.vocab_size != model.config.vocab_size:
             raise ValueError(f"a tokenizer of {tokenizer.vocab_size} tokens for {model.config.vocab_size}")
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise UserError(f"the checkpoint does not fit this version of model.py: {str(error).splitlines()[0]}") from None
     return model.to(device).eval(), tokenizer

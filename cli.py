@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,21 +41,29 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
         try:
             main(sys.argv[1:] if argv is None else argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.status
+            return fail(error, error.status)
         except BrokenPipeError:  # `python sample.py | head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:  # a full disk, a folder that can't be written, a file that went away
             where = f": {error.filename}" if error.filename else ""
-            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
-            return 1
+            return fail(f"{error.strerror or error}{where}")
+        except (MemoryError, RuntimeError) as error:  # torch reports a full memory as a RuntimeError
+            if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+                raise
+            return fail(f"not enough memory: less at once (train.py: micro_batch_size) or a smaller model ({error})")
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             return 130
         return 0
 
     return run
+
+
+def fail(message: object, status: int = 1) -> int:
+    """Prints the message as one line, whatever stands in it, and gives back the exit status."""
+    print("error:", *str(message).splitlines(), file=sys.stderr)
+    return status
 
 
 def read_text(path: str) -> str:

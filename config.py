@@ -69,8 +69,16 @@ class Config(GPTConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        counts = ("batch_size", "micro_batch_size", "max_steps")
-        for name in (*counts, "eval_interval", "eval_tokens", "log_interval", "patience"):
+        counts = (
+            "batch_size",
+            "micro_batch_size",
+            "max_steps",
+            "eval_interval",
+            "eval_tokens",
+            "log_interval",
+            "patience",
+        )
+        for name in counts:
             if (value := getattr(self, name)) is not None and value < 1:
                 found.append(f"{name} must be at least 1, not {value}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "sample_interval", "min_lr", "seed"):
@@ -79,8 +87,9 @@ class Config(GPTConfig):
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if self.seed >= 2**63:
-            found.append(f"seed must be below 2^63, not {self.seed}")
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value >= 2**63:
+                found.append(f"{name} must be below 2^63, not {value}")
         if not 0 < self.learning_rate < float("inf"):
             found.append(f"learning_rate must be above 0, not {self.learning_rate}")
         elif self.final_lr > self.learning_rate:
@@ -93,7 +102,7 @@ class Config(GPTConfig):
             )
         if not re.fullmatch(r"\d+|\d+(\.\d+)?min", str(self.save_interval)):
             found.append(f"save_interval must be steps or minutes, such as 500 or 10min, not {self.save_interval!r}")
-        if not re.fullmatch(r"[^/\\]+", self.run_name):
+        if not re.fullmatch(r"[^/\\\0]+", self.run_name):
             found.append(f"run_name must be a plain name without slashes, not {self.run_name!r}")
         return found
 
@@ -181,7 +190,7 @@ def convert(setting: Setting, value: object) -> object:
 
 def nearest(name: str) -> str:
     """A hint at the setting that was meant."""
-    found = difflib.get_close_matches(name.lower(), SETTINGS, n=1)
+    found = difflib.get_close_matches(str(name).lower(), SETTINGS, n=1)
     return f"did you mean {found[0]}?" if found else "python train.py --help lists all"
 
 
@@ -302,13 +311,17 @@ def architecture_of(path: str) -> dict:
     }
 
 
+def saved_settings(state: dict) -> dict:
+    """The settings of the run that a checkpoint is of."""
+    return {name: value for name, value in state["config"].items() if name in SETTINGS and name != "vocab_size"}
+
+
 def resumed_config(run: Config, given: dict) -> Config:
     """The config of the checkpoint that is resumed, changed by what is given on the command line alone.
 
     run: has the names of the run's files.
     """
-    saved = checkpoint.load(run.path("last.pt"))["config"]
-    saved = {name: value for name, value in saved.items() if name in SETTINGS and name != "vocab_size"}
+    saved = saved_settings(checkpoint.load(run.path("last.pt")))
     new = make_config(saved | given | {"out_dir": run.out_dir, "run_name": run.run_name, "resume": True})
     fixed = [*(f.name for f in fields(GPTConfig)), "dataset", "seed", "batch_size", "batch_order", "optimizer"]
     changed = [name for name in fixed if name in saved and getattr(new, name) != saved[name]]

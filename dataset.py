@@ -53,8 +53,10 @@ def load_dataset(name: str) -> Dataset:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         tokenizer = tokenizers.from_dict(meta["tokenizer"])
         counts = [meta[split][unit] for split in SPLITS for unit in ("tokens", "characters", "bytes")]
-        if not all(type(count) is int and count > 0 for count in counts) or not isinstance(meta["sha256"], str):
+        if not all(type(count) is int and 0 < count < 2**63 for count in counts) or not isinstance(meta["sha256"], str):
             raise ValueError("its counts are wrong")
+        if min(meta[split]["tokens"] for split in SPLITS) < 2:
+            raise ValueError("a split has a single token")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'meta.json'} is damaged ({error}); {again}") from None
     splits = {}

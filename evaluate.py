@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import checkpoint
 import distributed
 from cli import Parser, UserError, command, read_text
+from config import make_config, saved_settings
 from dataset import load_dataset
 from device import autocast, pick_device, pick_dtype
 from model import GPT
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     device, _ = pick_device(args.device)
     state = checkpoint.load(args.ckpt)
     model, tokenizer = checkpoint.build(state, device)
-    config = state["config"]
+    config = make_config(saved_settings(state))
     if args.text:
         text = read_text(args.text)
         try:
@@ -76,15 +77,17 @@ def main(argv: list[str]) -> None:
         except ValueError as error:
             raise UserError(f"{args.text} has {error}") from None
     else:
-        dataset = load_dataset(config["dataset"])
+        dataset = load_dataset(config.dataset)
         if dataset.fingerprint != state["dataset_fingerprint"]:
             raise UserError(f"data/{dataset.name} is not the text that {args.ckpt} was trained on; use --text FILE")
         tokens, n_bytes, name = dataset.val, dataset.meta["val"]["bytes"], f"validation split of {dataset.name}"
     if len(tokens) < 2:
         raise UserError(f"{name} is too short: a loss needs at least 2 tokens")
 
-    dtype, _ = pick_dtype(config["dtype"], device, config["d_model"])
+    dtype, _ = pick_dtype(config.dtype, device, config.d_model)
     loss = mean_loss(model, tokens, dtype)
+    if not loss < 700:  # nan too: its exponential would be no number
+        raise UserError(f"{args.ckpt} is of no use: its loss on {name} is {loss}")
     result = {
         "checkpoint": args.ckpt,
         "step": state["step"],

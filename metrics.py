@@ -58,7 +58,7 @@ class Metrics:
             os.replace(temporary, path)
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # whole lines, at once
             self.wandb = start_wandb(config, run_id)
-            self.seconds = kept[-1]["seconds"] if kept else 0.0
+            self.seconds = kept[-1].get("seconds", 0.0) if kept else 0.0
         self.tokens_per_step = config.tokens_per_step
         self.overflows = overflows
         self.pending = []

@@ -30,8 +30,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (total[ends] - total[starts]) / (ends - starts)
 
 
-def draw(paths: list[str | Path], out: str | Path) -> None:
-    """Draws the runs of these metrics files over one another, as a PNG (or what the name of `out` ends in)."""
+def curves(paths: list[str | Path]):
+    """A matplotlib Figure of the runs of these metrics files, over one another. Raises UserError."""
     from matplotlib.figure import Figure  # here: it takes longer to load than most of what train.py starts with
 
     figure = Figure(figsize=(8, 8))
@@ -39,6 +39,8 @@ def draw(paths: list[str | Path], out: str | Path) -> None:
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1), gridspec_kw=margins)
     for i, path in enumerate(paths):
         rows, color = read_metrics(path), COLORS[i % len(COLORS)]
+        if not rows:
+            raise UserError(f"{path} is empty: the run has measured nothing yet")
         name = Path(path).name.removesuffix("_metrics.jsonl")
         for axis, key in zip(axes, PANELS):
             steps, values = series(rows, key)
@@ -51,13 +53,18 @@ def draw(paths: list[str | Path], out: str | Path) -> None:
     for axis, label in zip(axes, PANELS.values()):
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    for text in axes[0].legend().get_texts():
+        text.set_parse_math(False)  # a run's name may have dollars in it
     axes[-1].set_xlabel("step")
+    return figure
+
+
+def draw(paths: list[str | Path], out: str | Path) -> None:
+    """Draws the runs of these metrics files as a PNG, or what the name of `out` ends in. Raises UserError."""
     try:
-        figure.savefig(out, dpi=110)
+        curves(paths).savefig(out, dpi=110, format=Path(out).suffix[1:] or "png")
     except ValueError as error:  # an ending that is no format of figures
         raise UserError(f"can't draw into {out}: {str(error).splitlines()[0]}", status=2) from None
-    del figure, axes, axis
     gc.collect()  # figures are full of reference cycles: else 5 MB of pixels each would wait for Python to look
 
 

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         f"--{name} must be {wanted}, not {getattr(args, name)}"
         for name, ok, wanted in (
             ("max_new_tokens", 1 <= args.max_new_tokens <= 10**8, "at least 1 and at most 100,000,000"),
-            ("num_samples", args.num_samples >= 1, "at least 1"),
+            ("num_samples", 1 <= args.num_samples <= 10**6, "at least 1 and at most 1,000,000"),
             ("temperature", 0 <= args.temperature < float("inf"), "at least 0"),
             ("top_k", args.top_k is None or args.top_k >= 1, "at least 1"),
             ("top_p", args.top_p is None or 0 < args.top_p <= 1, "above 0 and at most 1"),
@@ -85,13 +85,13 @@ def stream_text(prompt: str, stream, tokenizer: Tokenizer, stop: str | None) -> 
     """Prints a text as it is generated."""
     decode = tokenizer.stream_decoder()
     print(prompt, end="", flush=True)
-    text = ""
+    end = ""  # of what is printed, shorter than `stop`, which may have begun in it
     for token in stream:
-        new = until(text + (piece := decode(token[0].tolist())), stop)[len(text) :]
-        print(new, end="", flush=True)
-        text += piece
+        text = end + decode(token[0].tolist())
+        print(until(text, stop)[len(end) :], end="", flush=True)
         if stop and stop in text:
             break
+        end = text[max(0, len(text) - len(stop) + 1) :] if stop else ""
     print()
 
 

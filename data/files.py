@@ -54,7 +54,7 @@ def cut(blocks: Iterable[bytes]) -> Iterator[bytes]:
     for block in blocks:
         piece = rest + block
         end = piece.rfind(b"\n")  # no token of GPT-2's joins the end of a word to the new line after it
-        while end > 0 and not 32 < piece[end - 1] < 127:
+        while end > 0 and piece[max(0, end - 4) : end].decode("utf-8", "ignore")[-1:].strip() == "":  # white space
             end = piece.rfind(b"\n", 0, end)
         if end <= 0:
             end = len(piece) - 1

@@ -6,6 +6,7 @@ import sys
 import sysconfig
 import types
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,15 @@ def test_bpe_of_a_file_in_pieces_is_bpe_of_the_whole(bpe, monkeypatch):
     whole = dataset.tokenizer.encode(text)
     assert dataset.train[:-2].tolist() == whole[: len(dataset.train) - 2].tolist()
     assert dataset.tokenizer.decode(dataset.train) + dataset.tokenizer.decode(dataset.val) == text
+
+
+def test_lines_are_cut_after_any_script_but_not_after_white_space(folder, monkeypatch):
+    monkeypatch.setattr(files, "PIECE", 100)
+    for word, number in {"漢字": 20, "end.": 20, "漢字\u3000": 0, "end ": 0}.items():
+        (folder / "a.txt").write_bytes((word + "\n").encode() * 100)
+        pieces = list(files.read_pieces(Path("a.txt")))
+        assert "".join(pieces) == (word + "\n") * 100
+        assert sum(before.endswith(word) and after[0] == "\n" for before, after in pairwise(pieces)) >= number / 4
 
 
 def test_bpe_puts_its_end_of_text_between_documents(bpe):
