@@ -176,7 +176,7 @@ def sample(model: GPT, dataset: Dataset, config: Config, length: int) -> str:
 
 def summarize(rows: list[dict]) -> dict:
     """A run's curves as lists, from its metrics."""
-    trained = [row for row in rows if "train/loss" in row]
+    trained = [row for row in rows if row.keys() >= {"train/loss", "train/lr"}]
     evaluated = [row for row in rows if "val/loss" in row]
     return {
         "steps": [row["step"] for row in trained],

@@ -1,6 +1,7 @@
 """What people get wrong: each time an exit status, one line that says what to do, and nothing changed on disk."""
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -43,6 +44,9 @@ def trained(tmp_path_factory):
         Path("unknown.py").write_text("n_layer = 2\n")
         Path("binary.py").write_bytes(bytes(range(256)))
         Path("on_cpu.py").write_text("on_cpu = 3\n")
+        Path("number.py").write_text("on_cpu = {4: 2}\n")
+        Path("nul.py").write_text("run_name = 'a\\0b'\n")
+        Path("lines.py").write_text("raise ValueError('one\\ntwo')\n")
         Path("cut.pt").write_bytes(Path(BEST).read_bytes()[:-500])
         Path("code.pt").write_bytes(pickle.dumps(print))
         torch.save({"weights": torch.zeros(2)}, "other.pt")
@@ -94,7 +98,13 @@ IN_PROCESS = [
     (["train.py", "tiny.py", *arguments(run_name="a/b")], 2, "run_name must be a plain name"),
     (["train.py", "tiny.py", "n_layers=3"], 2, "settings are written --name=value"),
     (["train.py", "tiny.py", "--on_cpu=maybe"], 2, "on_cpu must be true or false"),
+    (training(max_steps="1e30"), 2, "max_steps must be below 2^63"),
+    (training(d_model="1e12"), 1, "not enough memory"),
+    (["train.py", "tiny.py", "one\ntwo"], 2, "one"),
     # config files
+    (["train.py", "number.py", "--device=cpu"], 2, "there is no setting 4"),
+    (["train.py", "nul.py"], 2, "run_name must be a plain name"),
+    (["train.py", "lines.py"], 2, "lines.py, line 1: ValueError: one two"),
     (["train.py", "notes.md"], 2, "can't read the config file notes.md"),
     (["train.py", "syntax.py"], 2, "syntax.py, line 2: SyntaxError"),
     (["train.py", "raises.py"], 2, "raises.py, line 1: ZeroDivisionError"),
@@ -135,7 +145,15 @@ IN_PROCESS = [
     (["sample.py", "--ckpt", BEST, "--top_p", "0", "--top_k", "0"], 2, "--top_p must be above 0"),
     (["sample.py", "--ckpt", BEST, "--max_new_tokens", "many"], 2, "invalid int value"),
     (["sample.py", "--ckpt", BEST, "--num_samples", "0"], 2, "--num_samples must be at least 1"),
+    (["sample.py", "--ckpt", BEST, "--num_samples", "1" + 30 * "0"], 2, "at most 1,000,000"),
+    (
+        ["sample.py", "--ckpt", BEST, "--num_samples", "1000000", "--max_new_tokens", "100000000"],
+        1,
+        "not enough memory",
+    ),
     # evaluating and plotting
+    (["plot.py", "empty.txt", "--out", "x.png"], 1, "empty.txt is empty"),
+    (["plot.py", "out/tiny_metrics.jsonl", "--out", "out"], 1, "out"),
     (["evaluate.py", "--ckpt", BEST, "--text", "none.txt"], 1, "can't read none.txt"),
     (["evaluate.py", "--ckpt", BEST, "--text", "empty.txt"], 1, "empty.txt is too short"),
     (["evaluate.py", "--ckpt", BEST, "--text", "accents.txt"], 1, "'é'"),
@@ -188,6 +206,7 @@ META = "data/verses_char/meta.json"
         (META, b"{}", "meta.json is damaged"),
         (META, {"train": {"tokens": -1, "characters": 1, "bytes": 1}}, "meta.json is damaged"),
         (META, {"train": {"tokens": 5, "characters": 5, "bytes": 5}}, "train.bin does not have the 5 tokens"),
+        (META, {"val": {"tokens": 1, "characters": 1, "bytes": 1}}, "a split has a single token"),
         (META, {"tokenizer": {"kind": "words"}}, "not a tokenizer"),
         (META, {"tokenizer": {"kind": "char", "characters": "aa"}}, "a character stands twice"),
         ("data/verses_char/val.bin", b"", "val.bin does not have"),
@@ -208,6 +227,50 @@ def test_damaged_files_are_named(copy, capsys, file, content, words):
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1, error
     assert contents(copy) == before
+
+
+def altered(state: dict, name: str, value) -> dict:
+    """A checkpoint with another value at "step", at "config.dtype" or at "model.head.weight"."""
+    key, _, inner = name.partition(".")
+    return state | {key: state[key] | {inner: value(state[key][inner])} if inner else value(state[key])}
+
+
+@pytest.mark.parametrize(
+    "name, value, command, status, words",
+    [
+        ("config.dtype", lambda _: "float8", ["evaluate.py", "--ckpt", LAST], 2, "dtype must be auto or float32"),
+        ("config.n_layers", lambda _: "two", ["sample.py", "--ckpt", LAST], 1, "does not fit this version"),
+        ("model.final_norm.weight", lambda w: w * math.nan, ["evaluate.py", "--ckpt", LAST], 1, "its loss on"),
+        ("model.final_norm.weight", lambda w: w * 1e6, ["evaluate.py", "--ckpt", LAST], 1, "is of no use"),
+        ("step", lambda _: -3, ["train.py", "tiny.py", "--run_name=tiny", "--resume"], 1, "not a checkpoint"),
+        (
+            "best_val_loss",
+            lambda _: "low",
+            ["train.py", "tiny.py", "--run_name=tiny", "--resume"],
+            1,
+            "not a checkpoint",
+        ),
+        (
+            "optimizers",
+            lambda _: [],
+            ["train.py", "tiny.py", "--run_name=tiny", "--resume"],
+            1,
+            "does not fit this run",
+        ),
+    ],
+)
+def test_checkpoints_with_impossible_contents_are_refused(copy, capsys, name, value, command, status, words):
+    torch.save(altered(torch.load(LAST), name, value), LAST)
+    before = contents(copy)
+    assert MAINS[command[0]](command[1:]) == status
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1, error
+    assert contents(copy) == before
+
+
+def test_a_run_may_be_called_what_a_figure_would_read_as_maths(copy):
+    assert train.main(["tiny.py", *arguments(run_name="cost$1_$2")]) == 0
+    assert Path("out/cost$1_$2_curves.png").exists()
 
 
 def test_another_text_than_the_checkpoints_is_refused(copy, capsys):
