@@ -11,6 +11,7 @@ import checkpoint
 from config import Config
 from metrics import read_metrics
 from prepare import prepare
+from train import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,6 +61,19 @@ TINY = {
 def tiny():
     """tiny(**changes): a Config that trains in a second."""
     return lambda **changes: Config(**(TINY | changes))
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory):
+    """A folder with a text, the dataset made of it, a config file and a run that has ended: to be copied."""
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("verses.txt").write_text(verses(400))
+        Path("tiny.py").write_text("".join(f"{name} = {value!r}\n" for name, value in TINY.items()))
+        prepare("verses_char", ["verses.txt"])
+        train(Config(**TINY))
+    return folder
 
 
 def arguments(**settings) -> list[str]:

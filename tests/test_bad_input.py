@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -10,55 +9,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, arguments, run, verses
+from conftest import arguments, run, verses
 
 import evaluate
 import plot
 import prepare
 import sample
 import train
-from config import Config
 
 MAINS = {"train.py": train.main, "sample.py": sample.main, "evaluate.py": evaluate.main, "plot.py": plot.main,
          "prepare.py": prepare.main}  # fmt: skip
 BEST, LAST = "out/tiny_best.pt", "out/tiny_last.pt"
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A folder with a prepared text, a finished run, and files that are none of ours."""
-    folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
-    os.chdir(folder)
-    try:
-        Path("verses.txt").write_text(verses(400))
-        prepare.prepare("verses_char", ["verses.txt"])
-        train.train(Config(**TINY))
-        Path("tiny.py").write_text("")
-        Path("short.txt").write_text("To be")
-        Path("empty.txt").write_text("")
-        Path("latin1.txt").write_bytes(b"caf\xe9")
-        Path("accents.txt").write_text("é ü")
-        Path("notes.md").mkdir()
-        Path("syntax.py").write_text("n_layers = 2\nn_heads = = 2\n")
-        Path("raises.py").write_text("n_layers = 1 / 0\n")
-        Path("unknown.py").write_text("n_layer = 2\n")
-        Path("binary.py").write_bytes(bytes(range(256)))
-        Path("on_cpu.py").write_text("on_cpu = 3\n")
-        Path("number.py").write_text("on_cpu = {4: 2}\n")
-        Path("nul.py").write_text("run_name = 'a\\0b'\n")
-        Path("lines.py").write_text("raise ValueError('one\\ntwo')\n")
-        Path("cut.pt").write_bytes(Path(BEST).read_bytes()[:-500])
-        Path("code.pt").write_bytes(pickle.dumps(print))
-        torch.save({"weights": torch.zeros(2)}, "other.pt")
-    finally:
-        os.chdir(before)
-    return folder
-
-
 @pytest.fixture
-def copy(trained, folder):
-    """The current folder, with all that is in `trained`."""
-    shutil.copytree(trained, folder, dirs_exist_ok=True)
+def copy(template, folder):
+    """The current folder, with a prepared text, a finished run, and files that are none of ours."""
+    shutil.copytree(template, folder, dirs_exist_ok=True)
+    Path("short.txt").write_text("To be")
+    Path("empty.txt").write_text("")
+    Path("latin1.txt").write_bytes(b"caf\xe9")
+    Path("accents.txt").write_text("é ü")
+    Path("notes.md").mkdir()
+    Path("syntax.py").write_text("n_layers = 2\nn_heads = = 2\n")
+    Path("raises.py").write_text("n_layers = 1 / 0\n")
+    Path("unknown.py").write_text("n_layer = 2\n")
+    Path("binary.py").write_bytes(bytes(range(256)))
+    Path("on_cpu.py").write_text("on_cpu = 3\n")
+    Path("number.py").write_text("on_cpu = {4: 2}\n")
+    Path("nul.py").write_text("run_name = 'a\\0b'\n")
+    Path("lines.py").write_text("raise ValueError('one\\ntwo')\n")
+    Path("cut.pt").write_bytes(Path(BEST).read_bytes()[:-500])
+    Path("code.pt").write_bytes(pickle.dumps(print))
+    torch.save({"weights": torch.zeros(2)}, "other.pt")
     return folder
 
 
