@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     if len(tokens) < 2:
         raise UserError(f"{name} is too short: a loss needs at least 2 tokens")
 
-    dtype, _ = pick_dtype(config.dtype, device, config.d_model)
+    dtype, _ = pick_dtype(config.dtype, device)
     loss = mean_loss(model, tokens, dtype)
     if not loss < 700:  # nan too: its exponential would be no number
         raise UserError(f"{args.ckpt} is of no use: its loss on {name} is {loss}")

@@ -82,7 +82,8 @@ def count_parameters(config: GPTConfig) -> int:
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, in float32, over the last dimension (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
-    Written out, because the backward pass of F.rms_norm takes twice the time on a CPU.
+    Written out, because the backward pass of F.rms_norm takes longer on a CPU; and so does that of a broadcast weight,
+    which is spread over the heads first.
     """
 
     def __init__(self, *shape: int, eps: float = 1e-6):
@@ -92,8 +93,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         h = x.float()
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
-        return h.type_as(x) * self.weight
+        mean_square = torch.linalg.vecdot(h, h).unsqueeze(-1) / h.size(-1)
+        weight = self.weight.expand(x.shape[-self.weight.dim() :])
+        return (h * torch.rsqrt(mean_square + self.eps) * weight).type_as(x)
 
 
 def build_norm(config: GPTConfig) -> nn.Module:
@@ -107,19 +109,33 @@ def build_norm(config: GPTConfig) -> nn.Module:
 
 
 def rope_tables(block_size: int, head_dim: int, base: float = 10_000.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of position times frequency, each (block_size, head_dim / 2) (Su et al., 2021, arXiv:2104.09864)."""
+    """What `rotate` takes, each (block_size, head_dim): cos and -sin, sin of position times frequency
+    (Su et al., 2021, arXiv:2104.09864)."""
     frequencies = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(block_size).float(), frequencies)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
 
 
 def rotate(x, cos, sin):
     """Rotates channel i of x (B, T, 2, H, D) together with channel i + D/2 by its position's angle ("rotate-half").
 
-    cos, sin: (T, 1, 1, D/2).
+    cos, sin: (T, 1, 1, D).
     """
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).type_as(x)
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
+
+
+def attend(q, k, v):
+    """softmax(q k^T / sqrt(D)) v, for the last T of the S positions in k and v; T is S or 1.
+
+    q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
+    """
+    T, D = q.shape[-2:]
+    if q.is_cpu and q.dtype == torch.bfloat16 and T > 1:  # PyTorch's kernel takes two to eight times as long there
+        mask = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+        scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(D))
+        return (scores.softmax(-1) @ v.flatten(0, 1)).view_as(q)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # one new token may see all that is cached
 
 
 class KVCache:
@@ -156,15 +172,15 @@ class Attention(nn.Module):
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
         qk, v = self.qkv(x).view(B, T, 3, self.n_heads, self.head_dim).split((2, 1), dim=2)
-        qk = self.qk_norm(qk)
+        qk = self.qk_norm(qk.float())
         if rope is not None:
             qk = rotate(qk, *rope)
-        q, k = qk.type_as(v).unbind(2)  # under autocast the norm gives float32
+        q, k = qk.type_as(v).unbind(2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.squeeze(2).transpose(1, 2)  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # one new token may see all that is cached
-        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, C)))
+        y = attend(q, k, v).transpose(1, 2).reshape(B, T, C)
+        return self.dropout(self.out(y))
 
 
 class MLP(nn.Module):

@@ -31,10 +31,10 @@ import tokenizer as tokenizers
 from cli import UserError, command
 from config import Config, load_config
 from dataset import Dataset, is_prepared, load_dataset
-from device import autocast, pick_compile, pick_device, pick_dtype
+from device import autocast, pick_compile, pick_device, pick_dtype, reuse_memory
 from evaluate import mean_loss
 from metrics import Metrics, read_metrics
-from model import GPT
+from model import GPT, count_parameters
 from muon import Muon
 from plot import draw
 from prepare import prepare
@@ -109,6 +109,19 @@ def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
         muon = Muon([matrices], lr=config.learning_rate)
         return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=betas, fused=True)]
     return [torch.optim.AdamW([matrices, *others], lr=config.learning_rate, betas=betas, fused=True)]
+
+
+def compile_model(model: GPT):
+    """A compiled model with the weights of `model`, which itself stays as it is.
+
+    On a CPU only the blocks: they are alike, so that one is compiled for all.
+    """
+    if model.token_embedding.weight.is_cpu:
+        twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        for block in twin.blocks:
+            block.compile()
+        return twin
+    return torch.compile(model)
 
 
 def optimizer_step(forward, optimizers, scaler, ids, step: int, dtype: torch.dtype, config: Config):
@@ -322,8 +335,7 @@ def train(config: Config) -> dict:
     if device.type == "cuda" and distributed.world_size() > 1:
         device, _ = pick_device(f"cuda:{distributed.local_rank()}")
         torch.cuda.set_device(device)
-    dtype, dtype_reason = pick_dtype(config.dtype, device, config.d_model)
-    compiled, compile_reason = pick_compile(config.compile, device)
+    dtype, dtype_reason = pick_dtype(config.dtype, device)
     if config.batch_size % (distributed.world_size() * (config.micro_batch_size or 1)):
         parts = f" in parts of micro_batch_size={config.micro_batch_size}" if config.micro_batch_size else ""
         raise UserError(
@@ -337,7 +349,10 @@ def train(config: Config) -> dict:
     dataset = load_dataset(config.dataset)
     config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
     batches = Batches(dataset.train, config)
+    operations = 6.0 * count_parameters(config) * config.tokens_per_step * config.max_steps
+    compiled, compile_reason = pick_compile(config.compile, device, operations)
     torch.set_float32_matmul_precision("high")
+    reuse_memory()
     run = Run(config, dataset, device, dtype)
     choices = {
         "device": (device, device_reason),
@@ -351,7 +366,7 @@ def train(config: Config) -> dict:
         run.init_from(config.init_from)
         choices["start"] = ("step 0", f"with the weights of {config.init_from}")
     describe(config, dataset, run.model, config.max_steps * config.batch_size / batches.windows, choices)
-    forward = torch.compile(run.model) if compiled else run.model  # they share their weights; run.model is saved
+    forward = compile_model(run.model) if compiled else run.model  # they share their weights; run.model is saved
     if distributed.world_size() > 1:
         forward = DistributedDataParallel(forward)
     return loop(run, batches, forward)

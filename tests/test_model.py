@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from config import SETTINGS, load_config
-from model import GPT, GPTConfig, KVCache, RMSNorm, choose, count_parameters, rope_tables, rotate
+from model import GPT, GPTConfig, KVCache, RMSNorm, attend, choose, count_parameters, rope_tables, rotate
 
 SMALL = GPTConfig(vocab_size=17, block_size=16, n_layers=2, n_heads=2, d_model=16)
 KINDS = [
@@ -136,6 +136,20 @@ def test_attention_equals_the_naive_formula():
                 weights = torch.softmax(k[b, : t + 1, h] @ q[b, t, h] / math.sqrt(8), 0)
                 expected[b, t, h] = weights @ v[b, : t + 1, h]
     assert torch.allclose(attention(x), expected.reshape(2, 7, 16) @ attention.out.weight.T, atol=1e-5)
+
+
+def test_attention_written_out_for_bfloat16_equals_torchs():
+    q, k, v = torch.randn(3, 2, 4, 24, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    upstream = torch.randn(2, 4, 24, 16, generator=torch.Generator().manual_seed(3))
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):  # written out, and torch's kernel
+        leaves = [part.to(dtype).requires_grad_() for part in (q, k, v)]
+        y = attend(*leaves)
+        assert y.dtype == dtype
+        y.backward(upstream.to(dtype))
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(*results):
+        assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
 
 
 def test_queries_and_keys_are_normalised_head_by_head_with_gains_of_their_own():
