@@ -65,7 +65,7 @@ def pick_compile(setting: bool | str, device: torch.device, operations: float) -
         return setting, "as set"
     if device.type == "cuda":
         return True, "auto: a minute to compile, much faster steps"
-    if device.type == "cpu" and operations > 1e13 and shutil.which("g++"):
+    if device.type == "cpu" and operations > 1e14 and shutil.which("g++"):
         return True, "auto: half a minute to compile, faster steps in a run of this length"
     return False, "auto: takes longer to compile than it saves here"
 

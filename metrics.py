@@ -15,6 +15,14 @@ import distributed
 from cli import UserError
 
 
+class Diverged(UserError):
+    """A loss or a gradient norm at `step` is no finite number."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
 def read_metrics(path: str | Path) -> list[dict]:
     """The lines of a metrics file; a last line that was cut short is left out. Raises UserError."""
     rows, broken = [], None
@@ -71,7 +79,7 @@ class Metrics:
         self.pending.append((step, lr, loss, grad_norm))
 
     def collect(self) -> dict:
-        """Writes down the steps that were added, and returns the last. Raises UserError where a loss is not finite."""
+        """Writes down the steps that were added, and returns the last. Raises Diverged where a loss is not finite."""
         if not self.pending:
             return {}
         steps, lrs, losses, grad_norms = zip(*self.pending)
@@ -85,11 +93,14 @@ class Metrics:
         return row
 
     def write(self, step: int, measured: dict[str, float]) -> None:
-        """Writes a line. Raises UserError where a value is not finite: the run has diverged."""
+        """Writes a line. Raises Diverged where a value is not finite."""
         for name, value in measured.items():
             if not math.isfinite(value):
-                raise UserError(f"{name} is {value} at step {step}: set a lower learning_rate or more warmup_steps;"
-                                " the checkpoints saved before are still good")  # fmt: skip
+                raise Diverged(
+                    f"{name} is {value} at step {step}: set a lower learning_rate or more warmup_steps;"
+                    " the checkpoints saved before are still good",
+                    step,
+                )
         row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(self.seconds, 3), **measured}
         if self.file:
             self.file.write(json.dumps(row) + "\n")

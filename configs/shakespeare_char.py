@@ -28,9 +28,9 @@ on_cpu = dict(
     learning_rate=6e-3,
     min_lr=0,
     warmup_steps=50,
-    max_steps=550,
-    eval_interval=110,
+    max_steps=1300,
+    eval_interval=260,
     eval_tokens=20_000,      # the whole validation split takes three seconds: only at the end
-    sample_interval=275,
+    sample_interval=650,
     log_interval=10,
 )

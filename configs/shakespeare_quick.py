@@ -1,20 +1,23 @@
 # python train.py configs/shakespeare_quick.py
 #
-# The least time to a model that writes something like Shakespeare, without a GPU.
+# For who can't wait, without a GPU: validation loss 1.87 within a dozen seconds on 2 cores of an AMD EPYC with bfloat16.
+# What it gives up: two layers and a context of 64 characters are all it will ever have, so that more steps soon stop
+# helping; configs/shakespeare_char.py takes a minute and a half, and reaches 1.50.
+
 run_name = "quick"
 dataset = "shakespeare_char"
 
-n_layers = 4
+n_layers = 2     # half the layers, twice the steps in the same time: that is what the first seconds want
 n_heads = 4
 d_model = 128
-block_size = 128
+block_size = 64
 
 batch_size = 16
 optimizer = "muon"
-learning_rate = 1e-2
+learning_rate = 6e-3
 min_lr = 0
 warmup_steps = 10
-max_steps = 160
-eval_interval = 160
+max_steps = 340
+eval_interval = 340
+eval_tokens = 1000   # the whole validation split: only at the end
 sample_interval = 0
-compile = False

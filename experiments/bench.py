@@ -42,6 +42,7 @@ from model import GPT, GPTConfig, count_parameters
 from tokenizer import BPETokenizer, ByteTokenizer
 from train import Run, optimizer_step
 
+ROOT = Path(__file__).parent.parent
 RESULTS = Path("experiments/results/bench_cpu")
 SHAPES = {  # what to train: settings, and how many steps of them to time
     "0.8M": (dict(n_layers=4, n_heads=4, d_model=128, block_size=128, batch_size=16), 60),
@@ -77,7 +78,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - tick
 
 
-def output(line: list[str], folder: str | Path = ".") -> str:
+def output(line: list[str | Path], folder: str | Path = ".") -> str:
     """What a Python program prints. Raises UserError where it fails."""
     done = subprocess.run([sys.executable, *line], cwd=folder, capture_output=True, text=True)
     if done.returncode:
@@ -97,22 +98,26 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / statistics.median(seconds(lambda: a @ b, device) for _ in range(20))
 
 
-def our_rate(flags: list[str], steps: int, tokens_per_step: int) -> float:
+def our_rate(settings: dict, steps: int) -> float:
     """Tokens per second of train.py by its metrics, the first steps left out."""
+    settings = settings | {"max_steps": steps, "warmup_steps": 1, "log_interval": 1, "run_name": "run"}
+    settings |= {"eval_tokens": 1, "sample_interval": 0}
     with tempfile.TemporaryDirectory() as out:
-        flags = [*flags, f"--max_steps={steps}", "--eval_tokens=1", "--sample_interval=0", "--log_interval=1"]
-        output(["train.py", *flags, f"--out_dir={out}", "--run_name=run"])
-        ticks = [row["seconds"] for row in read_metrics(Path(out, "run_metrics.jsonl")) if "train/loss" in row]
-    return tokens_per_step / statistics.median(np.diff(ticks)[3:])
+        Path(out, "config.py").write_text("".join(f"{name} = {value!r}\n" for name, value in settings.items()))
+        output([ROOT / "train.py", f"{out}/config.py", f"--out_dir={out}"])
+        rows = [row for row in read_metrics(Path(out, "run_metrics.jsonl")) if "train/loss" in row]
+    return rows[1]["tokens"] / statistics.median(np.diff([row["seconds"] for row in rows])[3:])
 
 
-def nanogpt_rate(nanogpt: str, flags: list[str], steps: int, tokens_per_step: int) -> float:
+def nanogpt_rate(nanogpt: str, shape: dict[str, int], steps: int, device: torch.device) -> float:
     """The same of nanoGPT's train.py, by what it prints."""
     with tempfile.TemporaryDirectory() as out:
-        flags = [*flags, f"--max_iters={steps}", "--eval_iters=1", "--log_interval=1", f"--out_dir={out}"]
+        flags = [f"--{NANOGPTS_NAMES.get(name, name)}={value}" for name, value in shape.items()]
+        flags += [f"--device={device}", f"--compile={device.type == 'cuda'}", "--dropout=0.0", f"--max_iters={steps}",
+                  "--eval_iters=1", "--log_interval=1", f"--out_dir={out}"]  # fmt: skip
         printed = output(["train.py", "config/train_shakespeare_char.py", *flags], nanogpt)
     times = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", printed, re.MULTILINE)]
-    return tokens_per_step / statistics.median(times[4:])
+    return shape["batch_size"] * shape["block_size"] / statistics.median(times[4:])
 
 
 def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dict]:
@@ -120,17 +125,14 @@ def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dic
     precision = str(dtype).removeprefix("torch.")
     rows = []
     for size, (shape, steps) in SHAPES.items():
-        tokens = shape["batch_size"] * shape["block_size"]
-        ours = [f"--{name}={value}" for name, value in shape.items()] + [f"--device={device}"]
+        ours = shape | {"device": str(device)}
         contestants = {
             "ceiling": partial(ceiling, dtype, device),
-            "compiled": partial(our_rate, [*ours, "--compile=true"], steps, tokens),
-            "eager": partial(our_rate, [*ours, "--compile=false"], steps, tokens),
+            "compiled": partial(our_rate, ours | {"compile": True}, steps),
+            "eager": partial(our_rate, ours | {"compile": False}, steps),
         }
         if nanogpt:
-            theirs = [f"--{NANOGPTS_NAMES.get(name, name)}={value}" for name, value in shape.items()]
-            theirs += [f"--device={device}", f"--compile={device.type == 'cuda'}", "--dropout=0.0"]
-            contestants["nanogpt"] = partial(nanogpt_rate, nanogpt, theirs, steps, tokens)
+            contestants["nanogpt"] = partial(nanogpt_rate, nanogpt, shape, steps, device)
         rates = alternate(contestants, rounds)
         config = GPTConfig(vocab_size=65, **{name: value for name, value in shape.items() if name != "batch_size"})
         operations = 6 * count_parameters(config) + 12 * config.n_layers * config.d_model * config.block_size

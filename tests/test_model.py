@@ -143,7 +143,7 @@ def test_attention_written_out_for_bfloat16_equals_torchs():
     upstream = torch.randn(2, 4, 24, 16, generator=torch.Generator().manual_seed(3))
     results = []
     for dtype in (torch.bfloat16, torch.float32):  # written out, and torch's kernel
-        leaves = [part.to(dtype).requires_grad_() for part in (q, k, v)]
+        leaves = [part.clone().to(dtype).requires_grad_() for part in (q, k, v)]
         y = attend(*leaves)
         assert y.dtype == dtype
         y.backward(upstream.to(dtype))

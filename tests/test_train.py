@@ -1,6 +1,7 @@
 import math
 import os
 import random
+import shutil
 import signal
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from dataset import load_dataset
 from metrics import read_metrics
 from model import GPT
 from prepare import prepare
-from train import Batches, learning_rate, make_optimizers, optimizer_step, train
+from train import Batches, compile_model, learning_rate, make_optimizers, optimizer_step, train
 
 ARCHITECTURE = {"--n_layers", "--n_heads", "--d_model", "--block_size"}
 
@@ -101,14 +102,14 @@ def test_only_matrices_decay(tiny):
         assert decays[id(parameter)] == (0.5 if parameter.ndim == 2 and "embedding" not in name else 0.0), name
 
 
-def gradients(config, ids):
+def gradients(config, ids, wrapped=lambda model: model):
     """The gradients that a fresh model's first step follows, its loss and its gradient norm."""
     config = replace(config, learning_rate=1.0, warmup_steps=0)
     torch.manual_seed(0)
     model = GPT(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizers, scaler = [torch.optim.SGD(model.parameters(), lr=1.0)], torch.amp.GradScaler("cpu", enabled=False)
-    loss, norm = optimizer_step(model, optimizers, scaler, ids, 0, torch.float32, config)
+    loss, norm = optimizer_step(wrapped(model), optimizers, scaler, ids, 0, torch.float32, config)
     return {name: before[name] - p.detach() for name, p in model.named_parameters()}, loss.item(), norm.item()
 
 
@@ -119,6 +120,22 @@ def test_micro_batches_equal_one_large_batch(tiny):
     parts, parts_loss, parts_norm = gradients(replace(config, micro_batch_size=2), ids)
     assert parts_loss == pytest.approx(loss, rel=1e-5) and parts_norm == pytest.approx(norm, rel=1e-4)
     assert all(torch.allclose(whole[name], parts[name], rtol=1e-3, atol=1e-6) for name in whole)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_a_compiled_model_has_the_same_gradients_and_leaves_the_plain_one_alone(tiny):
+    models = []
+
+    def compiled(model):
+        models.append(model)
+        return compile_model(model)
+
+    ids = torch.randint(50, (4, 33), generator=torch.Generator().manual_seed(0))
+    plain, plain_loss, _ = gradients(tiny(vocab_size=50), ids)
+    ours, loss, _ = gradients(tiny(vocab_size=50), ids, compiled)
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    assert all(torch.allclose(plain[name], ours[name], rtol=1e-3, atol=1e-6) for name in plain)
+    assert not any(block._compiled_call_impl for block in models[0].blocks)
 
 
 def test_gradients_are_clipped_to_the_norm_but_reported_whole(tiny):
