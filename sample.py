@@ -1,7 +1,10 @@
 """Text from a checkpoint.
 
 python sample.py --ckpt out/capstone_best.pt --prompt "ROMEO:" --temperature 0.8
+python sample.py --ckpt out/capstone_best.pt --interactive
 """
+
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -32,6 +35,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
     parser.add_argument("--prompt", default="", help="text to go on from")
     parser.add_argument("--prompt_file", help="UTF-8 file with the text to go on from")
+    parser.add_argument("--interactive", action="store_true", help="go on with what you type, and with the text so far")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="length of a sample (default: %(default)s)")
     parser.add_argument("--num_samples", type=int, default=1, help="several are generated as one batch")
     parser.add_argument(
@@ -57,6 +61,8 @@ def main(argv: list[str]) -> None:
     ]
     if args.prompt and args.prompt_file:
         wrong.append("--prompt and --prompt_file exclude each other")
+    if args.interactive and args.num_samples > 1:
+        wrong.append("--interactive has one text: leave out --num_samples")
     if wrong:
         raise UserError("; ".join(wrong), status=2)
 
@@ -64,35 +70,67 @@ def main(argv: list[str]) -> None:
     model, tokenizer = checkpoint.build(checkpoint.load(args.ckpt), device)
     model.to(pick_weights_dtype(device, args.num_samples))
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
-    idx = torch.tensor([encode_prompt(prompt, tokenizer)], device=device).repeat(args.num_samples, 1)
-    stream = model.stream(
-        idx,
-        args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        generator=torch.Generator(device).manual_seed(args.seed),
-    )
-    if args.num_samples == 1:
-        stream_text(prompt, stream, tokenizer, args.stop)
-    else:
-        rows = torch.cat(list(stream), dim=1).tolist()
+    generator = torch.Generator(device).manual_seed(args.seed)
+
+    def stream(text: str) -> Iterator[torch.Tensor]:
+        idx = torch.tensor([encode_prompt(text, tokenizer)], device=device).repeat(args.num_samples, 1)
+        sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+        return model.stream(idx, args.max_new_tokens, **sampling, generator=generator)
+
+    if args.num_samples > 1:
+        rows = torch.cat(list(stream(prompt)), dim=1).tolist()
         for number, row in enumerate(rows, 1):
             print(f"--- sample {number} of {args.num_samples} ---\n{prompt}{until(tokenizer.decode(row), args.stop)}")
+        return
+
+    def pieces(text: str) -> Iterator[str]:
+        return decoded(stream(text), tokenizer, args.stop)
+
+    if args.interactive:
+        converse(prompt, pieces)
+    else:
+        tokens = pieces(prompt)
+        print(prompt, end="", flush=True)
+        for piece in tokens:
+            print(piece, end="", flush=True)
+        print()
 
 
-def stream_text(prompt: str, stream, tokenizer: Tokenizer, stop: str | None) -> None:
-    """Prints a text as it is generated."""
+def decoded(stream: Iterable[torch.Tensor], tokenizer: Tokenizer, stop: str | None) -> Iterator[str]:
+    """The text of a stream of tokens, piece by piece, up to and with the first `stop`."""
     decode = tokenizer.stream_decoder()
-    print(prompt, end="", flush=True)
-    end = ""  # of what is printed, shorter than `stop`, which may have begun in it
+    end = ""  # of what is out already, shorter than `stop`, which may have begun in it
     for token in stream:
         text = end + decode(token[0].tolist())
-        print(until(text, stop)[len(end) :], end="", flush=True)
+        yield until(text, stop)[len(end) :]
         if stop and stop in text:
-            break
+            return
         end = text[max(0, len(text) - len(stop) + 1) :] if stop else ""
-    print()
+
+
+def converse(text: str, pieces: Callable[[str], Iterator[str]]) -> None:
+    """Lets a person and the model write a text in turn, until the input ends."""
+    print(
+        "What you type starts a new line; an empty line lets the text go on. Ctrl-C stops the text, Ctrl-D the program."
+    )
+    print(text, end="")
+    while True:
+        try:
+            typed = input("\n> ")
+        except EOFError:
+            print()
+            return
+        longer = text + "\n" * bool(text and typed and not text.endswith("\n")) + typed
+        try:
+            for piece in pieces(longer):
+                print(piece, end="", flush=True)
+                longer += piece
+        except UserError as error:  # a character that the model does not know
+            print(error)
+            continue
+        except KeyboardInterrupt:
+            pass
+        text = longer
 
 
 if __name__ == "__main__":

@@ -10,8 +10,18 @@ from metrics import read_metrics
 @pytest.fixture
 def metrics(tmp_path):
     path = tmp_path / "run_metrics.jsonl"
-    rows = [{"step": s, "train/loss": 4 - s / 50, "train/lr": 1e-3, "train/grad_norm": 1.0} for s in range(100)]
-    rows += [{"step": s, "val/loss": 4.0} for s in (0, 50, 100)]
+    rows = [
+        {
+            "step": s,
+            "tokens": 64 * s,
+            "seconds": s / 2,
+            "train/loss": 4 - s / 50,
+            "train/lr": 1e-3,
+            "train/grad_norm": 1.0,
+        }
+        for s in range(100)
+    ]
+    rows += [{"step": s, "tokens": 64 * s, "seconds": s / 2, "val/loss": 4.0} for s in (0, 50, 100)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -20,6 +30,12 @@ def test_it_draws_the_runs_it_is_given(metrics, tmp_path, capsys):
     out = tmp_path / "curves.png"
     assert plot.main([str(metrics), str(metrics), "--out", str(out)]) == 0
     assert out.read_bytes()[:4] == b"\x89PNG" and str(out) in capsys.readouterr().out
+
+
+def test_the_curves_stand_over_steps_tokens_or_seconds(metrics):
+    for x, last in (("step", 100), ("tokens", 6400), ("seconds", 50)):
+        loss, *_, bottom = plot.curves([metrics], x).axes
+        assert loss.lines[-1].get_xdata()[-1] == last and x in bottom.get_xlabel()
 
 
 def test_a_line_that_was_cut_short_is_left_out(metrics):

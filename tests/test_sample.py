@@ -4,11 +4,14 @@ import math
 import os
 
 import pytest
+import torch
 from conftest import TINY, verses
 
+import checkpoint
 import evaluate
 import sample
 from config import Config
+from model import GPT
 from prepare import prepare
 from train import train
 
@@ -137,3 +140,34 @@ def test_evaluation_refuses_what_it_cannot_measure(run, trained):
     ):
         status, _, error = run(evaluate, f"--text={argument}")
         assert status == 1 and words in error and error.count("\n") == 1
+
+
+def test_interactive_goes_on_with_the_text_so_far(run, monkeypatch):
+    seen, typed = [], iter(["the king", "é", "", "a fool"])
+
+    def type_next(prompt):
+        print(prompt, end="")
+        if line := next(typed, None):
+            return line
+        if line is None:
+            raise EOFError
+        return line
+
+    def stream(model, idx, *args, **options):
+        seen.append("".join(tokenizer.decode(idx[0].tolist())))
+        for number, character in enumerate(" loves thee."):
+            if len(seen) == 1 and number == 6:
+                raise KeyboardInterrupt  # Ctrl-C stops this text, not the program
+            yield torch.from_numpy(tokenizer.encode(character).astype("int64"))[None]
+
+    tokenizer = checkpoint.build(checkpoint.load("out/char_best.pt"), torch.device("cpu"))[1]
+    monkeypatch.setattr("builtins.input", type_next)
+    monkeypatch.setattr(GPT, "stream", stream)
+    status, text, error = run(sample, "--interactive")
+    assert status == 0 and error == ""
+    assert seen == ["the king", "the king loves", "the king loves loves thee.\na fool"]
+    assert "'é'" in text and text.count("> ") == 5
+
+
+def test_interactive_is_for_one_text(run):
+    assert run(sample, "--interactive", "--num_samples=2")[0] == 2
