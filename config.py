@@ -61,6 +61,7 @@ class Config(GPTConfig):
     init_from: str | None = None  # checkpoint whose weights and architecture a new run starts from, for fine-tuning
     wandb_mode: Literal["auto", "disabled", "offline", "online"] = "auto"  # auto: the variable WANDB_MODE, or disabled
     wandb_project: str = "llm-to-vla-capstone"  # project in Weights & Biases
+    wandb_log_model: bool = False  # at the end, also keep the best checkpoint there, as an artifact
     # machine
     seed: int = 1337  # of the weights, the order of the batches, dropout and samples
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest at hand

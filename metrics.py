@@ -69,7 +69,7 @@ class Metrics:
             self.seconds = kept[-1].get("seconds", 0.0) if kept else 0.0
         self.tokens_per_step = config.tokens_per_step
         self.overflows = overflows
-        self.pending = []
+        self.pending, self.samples = [], []
 
     def add(self, step: int, lr: float, loss, grad_norm) -> None:
         """Takes a training step's learning rate, and as tensors on the device the loss and the gradient norm.
@@ -105,6 +105,33 @@ class Metrics:
         if self.file:
             self.file.write(json.dumps(row) + "\n")
         self.tell_wandb(lambda: self.wandb.log(row))
+
+    def speed(self, step: int, tokens_per_second: float) -> None:
+        """Shows it to Weights & Biases; so do the next two. The file is for what a resumed run repeats, and numbers."""
+        self.tell_wandb(lambda: self.wandb.log({"step": step, "train/tokens_per_second": tokens_per_second}))
+
+    def sample(self, step: int, text: str) -> None:
+        """Adds a sample to the table of them."""
+        self.samples.append([step, text])
+
+        def tell():
+            import wandb
+
+            self.wandb.log({"step": step, "samples": wandb.Table(columns=["step", "text"], data=self.samples)})
+
+        self.tell_wandb(tell)
+
+    def finish(self, step: int, curves: Path, best: Path | None) -> None:
+        """Shows the figure of the curves, and keeps the checkpoint `best` as an artifact."""
+
+        def tell():
+            import wandb
+
+            self.wandb.log({"step": step, "curves": wandb.Image(str(curves))})
+            if best:
+                self.wandb.log_artifact(str(best), name=f"{self.wandb.id}-best", type="model")
+
+        self.tell_wandb(tell)
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -406,7 +406,9 @@ def loop(run: Run, batches: Batches, forward) -> dict:
             if finished or stopped:
                 break
             if first and config.sample_interval and step > start and step % config.sample_interval == 0:
-                bar.write(f"--- sample at step {step:,} ---\n{sample(model, dataset, config, 200)}\n---", sys.stdout)
+                text = sample(model, dataset, config, 200)
+                bar.write(f"--- sample at step {step:,} ---\n{text}\n---", sys.stdout)
+                metrics.sample(step, text)
 
             with metrics.timed():
                 ids = batches(step).to(device)
@@ -417,6 +419,7 @@ def loop(run: Run, batches: Batches, forward) -> dict:
             bar.update()
             if row and step > start:
                 rate = (step + 1) * config.tokens_per_step / metrics.seconds
+                metrics.speed(step, rate)
                 left = (time.perf_counter() - started) / (step + 1 - start) * (config.max_steps - step - 1)
                 norm = row.get("train/grad_norm", math.inf)
                 line = (f"loss {row['train/loss']:.4f} | lr {row['train/lr']:.2e} | gradient norm {norm:.3f} | "
@@ -433,11 +436,15 @@ def loop(run: Run, batches: Batches, forward) -> dict:
         if len(dataset.val) > config.eval_tokens:
             best_val_loss = mean_loss(model, dataset.val, run.dtype)
             metrics.write(step, {"val/whole_loss": best_val_loss})
+    if finished and first:
+        text = sample(model, dataset, config, 500)
+        metrics.sample(step, text)
+        metrics.finish(step, config.path("curves.png"), best_path if config.wandb_log_model else None)
     metrics.close()
     if finished and first:
         print(f"the best model, of step {best['step']:,}: validation loss {best_val_loss:.4f}, "
               f"{dataset.bits_per_byte(best_val_loss):.4f} bits per byte")  # fmt: skip
-        print(f"--- a sample of it ---\n{sample(model, dataset, config, 500)}\n---")
+        print(f"--- a sample of it ---\n{text}\n---")
         print(f"{best_path} talks: python sample.py --ckpt {best_path}; curves: {config.path('curves.png')}")
     elif first:
         folder = f" --out_dir={shlex.quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""

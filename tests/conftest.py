@@ -53,7 +53,7 @@ def dataset(folder):
 TINY = {
     "dataset": "verses_char", "run_name": "tiny", "n_layers": 2, "n_heads": 2, "d_model": 32, "block_size": 32,
     "batch_size": 4, "max_steps": 12, "warmup_steps": 2, "eval_interval": 4, "log_interval": 1, "sample_interval": 0,
-    "learning_rate": 1e-2, "device": "cpu",
+    "learning_rate": 1e-2, "device": "cpu", "dtype": "float32",
 }  # fmt: skip
 
 

@@ -116,9 +116,7 @@ def test_the_parameters_that_a_config_speaks_of_are_those_it_has(path):
     vocab_size = {"char": 65, "byte": 256, "bpe": 50257}[config.dataset.rpartition("_")[2]]
     groups = GPT(replace(config, vocab_size=vocab_size)).parameter_groups()
     total, embeddings = (sum(p.numel() for p in ps) for ps in (sum(groups.values(), []), groups["embeddings"]))
-    spoken = [
-        int(n.replace(",", "")) for n in re.findall(r"[\d,]+,\d{3},\d{3}(?= (?:parameters|in))", path.read_text())
-    ]
+    spoken = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*,\d{3}(?= (?:parameters|in))", path.read_text())]
     assert spoken and set(spoken) <= {total, embeddings, total - embeddings}
 
 

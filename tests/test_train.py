@@ -1,14 +1,18 @@
+import json
 import math
 import os
 import random
 import shutil
 import signal
+import struct
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import arguments, same, timeless, verses, weights
+from conftest import arguments, run, same, timeless, verses, weights
+from wandb.proto import wandb_internal_pb2
 
 import checkpoint
 import train as loop
@@ -17,7 +21,7 @@ from dataset import load_dataset
 from metrics import read_metrics
 from model import GPT
 from prepare import prepare
-from train import Batches, compile_model, learning_rate, make_optimizers, optimizer_step, train
+from train import Batches, learning_rate, make_optimizers, optimizer_step, train
 
 ARCHITECTURE = {"--n_layers", "--n_heads", "--d_model", "--block_size"}
 
@@ -102,14 +106,14 @@ def test_only_matrices_decay(tiny):
         assert decays[id(parameter)] == (0.5 if parameter.ndim == 2 and "embedding" not in name else 0.0), name
 
 
-def gradients(config, ids, wrapped=lambda model: model):
+def gradients(config, ids):
     """The gradients that a fresh model's first step follows, its loss and its gradient norm."""
     config = replace(config, learning_rate=1.0, warmup_steps=0)
     torch.manual_seed(0)
     model = GPT(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizers, scaler = [torch.optim.SGD(model.parameters(), lr=1.0)], torch.amp.GradScaler("cpu", enabled=False)
-    loss, norm = optimizer_step(wrapped(model), optimizers, scaler, ids, 0, torch.float32, config)
+    loss, norm = optimizer_step(model, optimizers, scaler, ids, 0, torch.float32, config)
     return {name: before[name] - p.detach() for name, p in model.named_parameters()}, loss.item(), norm.item()
 
 
@@ -120,22 +124,6 @@ def test_micro_batches_equal_one_large_batch(tiny):
     parts, parts_loss, parts_norm = gradients(replace(config, micro_batch_size=2), ids)
     assert parts_loss == pytest.approx(loss, rel=1e-5) and parts_norm == pytest.approx(norm, rel=1e-4)
     assert all(torch.allclose(whole[name], parts[name], rtol=1e-3, atol=1e-6) for name in whole)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
-def test_a_compiled_model_has_the_same_gradients_and_leaves_the_plain_one_alone(tiny):
-    models = []
-
-    def compiled(model):
-        models.append(model)
-        return compile_model(model)
-
-    ids = torch.randint(50, (4, 33), generator=torch.Generator().manual_seed(0))
-    plain, plain_loss, _ = gradients(tiny(vocab_size=50), ids)
-    ours, loss, _ = gradients(tiny(vocab_size=50), ids, compiled)
-    assert loss == pytest.approx(plain_loss, rel=1e-5)
-    assert all(torch.allclose(plain[name], ours[name], rtol=1e-3, atol=1e-6) for name in plain)
-    assert not any(block._compiled_call_impl for block in models[0].blocks)
 
 
 def test_gradients_are_clipped_to_the_norm_but_reported_whole(tiny):
@@ -412,7 +400,68 @@ def test_other_settings_train_too(dataset, tiny, kind):
     assert result["val_losses"][-1] < result["val_losses"][0] - 0.3
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_blocks_learn_the_same(dataset):
+    (dataset / "tiny.py").write_text("")
+    losses = []
+    for compiled in ("true", "false"):  # a process of its own: compiling imports what other tests may have altered
+        settings = arguments(run_name=compiled, compile=compiled, max_steps=6, eval_interval=3, sample_interval=3)
+        status, _, error = run("train.py", "tiny.py", *settings)
+        assert status == 0, error
+        rows = read_metrics(dataset / "out" / f"{compiled}_metrics.jsonl")
+        losses.append([row.get("train/loss", row.get("val/loss")) for row in rows])
+    assert len(losses[0]) == 9 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_without_weights_and_biases_the_run_goes_on(dataset, tiny, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)  # as if it were not installed
     assert train(tiny(wandb_mode="offline"))["finished"]
     assert "Weights & Biases is off: it is not installed" in capsys.readouterr().out
+
+
+def records(data: bytes):
+    """The records of a .wandb file: seven bytes, then blocks of 32 KB of chunks (checksum, length, kind, content)."""
+    place, record = 7, b""
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:  # no chunk begins so near to the end of a block
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last of its chunks
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+def sent_to_wandb(folder) -> dict[str, list]:
+    """What the real library wrote down offline: every value logged, by its name, and the names of artifacts."""
+    sent = defaultdict(list)
+    for path in sorted(folder.rglob("*.wandb")):
+        for record in records(path.read_bytes()):
+            for item in record.history.item:
+                sent[item.key or "/".join(item.nested_key)].append(json.loads(item.value_json))
+            for item in record.run.config.update:
+                sent[f"config {item.key}"].append(json.loads(item.value_json))
+            if record.run.run_id:
+                sent["run"].append(record.run.run_id)
+            if name := record.artifact.name or record.request.log_artifact.artifact.name:
+                sent["artifact"].append(name)
+    return sent
+
+
+def test_weights_and_biases_gets_everything_and_a_resumed_run_goes_on_there(dataset, tiny, capsys):
+    config = tiny(wandb_mode="offline", sample_interval=5, wandb_log_model=True)
+    train(replace(config, max_steps=8))
+    train(replace(config, resume=True))
+    assert "Weights & Biases is off" not in capsys.readouterr().out
+    rows, sent = read_metrics(config.path("metrics.jsonl")), sent_to_wandb(dataset / "out")
+    assert set(sent["run"]) == {checkpoint.run_id(config.path("best.pt"))}
+    assert sent["train/loss"] == [row["train/loss"] for row in rows if "train/loss" in row]
+    assert set(sent["val/loss"]) >= {row["val/loss"] for row in rows if "val/loss" in row}
+    assert set(sent["step"]) == set(range(13)) and sent["tokens"][-1] == rows[-1]["tokens"] and sent["seconds"]
+    assert 1 < min(sent["train/tokens_per_second"]) <= max(sent["train/tokens_per_second"]) < 1e6
+    assert sent["samples/nrows"] == [1, 2, 1, 2]  # at step 5 and the end, at step 10 and the end
+    assert sent["curves/_type"] == ["image-file"] * 2
+    assert sent["config learning_rate"][0] == config.learning_rate
+    assert sent["artifact"].count(f"{sent['run'][0]}-best") == 2
