@@ -215,6 +215,9 @@ def generation(nanogpt: str | None, rounds: int, device: torch.device, tokens: i
             run.func(run.args[0], 2)  # warms up
         what = f"generation, 10.65M parameters, {streams} at once, {tokens} tokens each, weights in {str(weights)[6:]}"
         rows.append({"what": what, "unit": "tokens/s", **alternate(contestants, rounds)})
+    if nanogpt:
+        what = "the same, beside one after another, as nanoGPT's sample.py draws them"
+        rows.append({**rows[1], "what": what, "nanogpt": rows[0]["nanogpt"]})
     return rows
 
 
