@@ -6,6 +6,7 @@ python sample.py --ckpt out/capstone_best.pt --prompt "ROMEO:" --temperature 0.8
 import torch
 
 import checkpoint
+import pretrained
 from cli import Parser, UserError, command, read_text
 from device import pick_device, pick_weights_dtype
 from tokenizer import Tokenizer, UnknownCharacters
@@ -29,7 +30,7 @@ def until(text: str, stop: str | None) -> str:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="sample.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
+    parser.add_argument("--ckpt", default="out/capstone_best.pt", help="checkpoint, or gpt2 (default: %(default)s)")
     parser.add_argument("--prompt", default="", help="text to go on from")
     parser.add_argument("--prompt_file", help="UTF-8 file with the text to go on from")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="length of a sample (default: %(default)s)")
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
         raise UserError("; ".join(wrong), status=2)
 
     device, _ = pick_device(args.device)
-    model, tokenizer = checkpoint.build(checkpoint.load(args.ckpt), device)
+    model, tokenizer = checkpoint.build(pretrained.load(args.ckpt), device)
     model.to(pick_weights_dtype(device, args.num_samples))
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
     idx = torch.tensor([encode_prompt(prompt, tokenizer)], device=device).repeat(args.num_samples, 1)
