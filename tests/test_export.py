@@ -49,7 +49,7 @@ def save(model: GPT, tokenizer, **changes) -> None:
     checkpoint.save(Path("run_best.pt"), state | changes)
 
 
-def make(tokenizer=None, **changes) -> GPT:
+def make(tokenizer=None, noise=0.2, **changes) -> GPT:
     """A model with gains, biases and logits that all differ, and its checkpoint run_best.pt."""
     tokenizer = tokenizer or characters(65)
     sizes = {"n_layers": 2, "n_heads": 2, "d_model": 32, "block_size": 64, "vocab_size": tokenizer.vocab_size}
@@ -57,7 +57,7 @@ def make(tokenizer=None, **changes) -> GPT:
     model = GPT(GPTConfig(**(sizes | changes))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            parameter.add_(torch.randn_like(parameter), alpha=noise)
     save(model, tokenizer)
     return model
 
@@ -82,20 +82,17 @@ def test_transformers_gives_the_same_logits(folder, kind):
 
 @pytest.mark.parametrize("kind", ["Qwen3", "Llama", "GPT2"])
 def test_greedy_text_is_the_same_to_the_end_of_a_long_block(folder, kind):
-    model = make(**(KINDS[kind] | {"n_layers": 1, "block_size": 1200}))
+    model = make(noise=0.6, **(KINDS[kind] | {"block_size": 1200, "tie_embeddings": False}))
     assert export_to() == 0
     start = torch.tensor([[5, 3, 8]])
     theirs = AutoModelForCausalLM.from_pretrained("hf").generate(start, max_new_tokens=1100, do_sample=False)
     assert theirs.tolist() == model.generate(start, 1100, temperature=0).tolist()
-    assert len(set(theirs[0, -500:].tolist())) > 3
+    assert len(set(theirs[0, -500:].tolist())) > 10  # no loop of a few tokens
 
 
-def test_no_id_of_characters_stops_a_text(folder):
-    model = make(qk_norm=False)
-    with torch.no_grad():
-        model.token_embedding.weight[2] = 0  # Llama's own end of text
-        model.final_norm.weight.zero_()  # so that all are as likely
-    save(model, characters(65))
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "GPT2"])
+def test_no_id_of_characters_starts_or_stops_a_text(folder, kind):
+    make(**KINDS[kind])
     assert export_to() == 0
     theirs = AutoModelForCausalLM.from_pretrained("hf")
     assert theirs.generation_config.eos_token_id is None and theirs.generation_config.bos_token_id is None
