@@ -120,8 +120,7 @@ def byte_symbols() -> list[str]:
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     """The same tokenizer, as tokenizer.json holds it: BPE, which without merges is one token for each character."""
     model = {"type": "BPE", "unk_token": None, "merges": []}
-    bytes_as_symbols = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    before = decoder = bytes_as_symbols | {"use_regex": tokenizer.kind == "bpe"}
+    before = decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
     if tokenizer.kind == "bpe":
         model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(Path("data/downloads")))
     elif tokenizer.kind == "byte":
@@ -169,7 +168,7 @@ def check_free(out: Path) -> None:
         names = {path.name for path in out.iterdir()}
         if not names or names <= FILES and MARK in json.loads((out / "config.json").read_text(encoding="utf-8")):
             return
-    except (NotADirectoryError, FileNotFoundError, ValueError):
+    except (NotADirectoryError, FileNotFoundError, ValueError, TypeError):
         pass
     raise UserError(f"{out} is there already, and is not an earlier export: another --out, or remove it")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, verses
+from conftest import TINY, verses
 
 import checkpoint
 import pretrained
@@ -13,7 +13,6 @@ import sample
 import train
 from cli import UserError
 from config import architecture_of, load_config
-from data import gpt2_bpe
 from prepare import prepare
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,17 +20,6 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32}
-
-
-@pytest.fixture
-def bpe(folder):
-    """The current folder, with GPT-2's own files of its tokens."""
-    try:
-        (folder / "data").mkdir()
-        (folder / "data" / "downloads").symlink_to(gpt2_bpe.fetch(ROOT / "data" / "downloads").parent)
-    except UserError as error:
-        pytest.skip(str(error))
-    return folder
 
 
 def save_gpt2(**changes) -> GPT2LMHeadModel:
