@@ -53,10 +53,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ids = tokenizer({prompt!r}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, do_sample=True, temperature=0.8)[0]))
+print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, do_sample=True, temperature=0.8, top_k=0)[0]))
 ```
 
-A prompt and what is generated from it may have {block_size:,} tokens together: there is no sliding window here. {note}
+(Without `top_k=0` transformers draws from the 50 likeliest tokens only.) A prompt and what is generated from it may have
+{block_size:,} tokens together: there is no sliding window here. {note}
 """
 NOTES = {
     "char": "The tokenizer knows only the characters of its training text, and raises an error (\"not found in the"
