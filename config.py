@@ -18,6 +18,7 @@ from typing import Literal
 
 import checkpoint
 import distributed
+import pretrained
 from cli import Parser, UserError
 from device import pick_device
 from model import GPTConfig
@@ -58,7 +59,7 @@ class Config(GPTConfig):
     out_dir: str = "out"  # where checkpoints, metrics and curves go
     run_name: str = "run"  # their names: <out_dir>/<run_name>_best.pt, ...
     resume: bool = False  # go on with the run of this name, from its _last.pt and with its settings
-    init_from: str | None = None  # checkpoint whose weights and architecture a new run starts from, for fine-tuning
+    init_from: str | None = None  # checkpoint, or gpt2, whose weights and architecture a new run starts from
     wandb_mode: Literal["auto", "disabled", "offline", "online"] = "auto"  # auto: the variable WANDB_MODE, or disabled
     wandb_project: str = "llm-to-vla-capstone"  # project in Weights & Biases
     wandb_log_model: bool = False  # at the end, also keep the best checkpoint there, as an artifact
@@ -305,8 +306,8 @@ def load_config(argv: list[str]) -> Config:
 
 
 def architecture_of(path: str) -> dict:
-    """The settings of a checkpoint that decide which weights there are. Raises UserError."""
-    saved = checkpoint.load(path)["config"]
+    """The settings of a checkpoint, or of GPT-2, that decide which weights there are. Raises UserError."""
+    saved = pretrained.load(path)["config"]
     return {
         f.name: saved[f.name] for f in fields(GPTConfig) if f.name in saved and f.name not in ("vocab_size", "dropout")
     }

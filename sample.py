@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 import checkpoint
+import pretrained
 from cli import Parser, UserError, command, read_text
 from device import pick_device, pick_weights_dtype
 from tokenizer import Tokenizer, UnknownCharacters
@@ -32,7 +33,7 @@ def until(text: str, stop: str | None) -> str:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="sample.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
+    parser.add_argument("--ckpt", default="out/capstone_best.pt", help="checkpoint, or gpt2 (default: %(default)s)")
     parser.add_argument("--prompt", default="", help="text to go on from")
     parser.add_argument("--prompt_file", help="UTF-8 file with the text to go on from")
     parser.add_argument("--interactive", action="store_true", help="go on with what you type, and with the text so far")
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
         raise UserError("; ".join(wrong), status=2)
 
     device, _ = pick_device(args.device)
-    model, tokenizer = checkpoint.build(checkpoint.load(args.ckpt), device)
+    model, tokenizer = checkpoint.build(pretrained.load(args.ckpt), device)
     model.to(pick_weights_dtype(device, args.num_samples))
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
     generator = torch.Generator(device).manual_seed(args.seed)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import checkpoint
 import distributed
+import pretrained
 import tokenizer as tokenizers
 from cli import UserError, command
 from config import Config, load_config
@@ -299,8 +300,8 @@ class Run:
         self.id = state["run_id"]
 
     def init_from(self, path: str) -> None:
-        """Takes a checkpoint's weights. Raises UserError where its tokenizer or its architecture differs."""
-        model, tokenizer = checkpoint.build(checkpoint.load(path), self.model.token_embedding.weight.device)
+        """Takes the weights of a checkpoint, or of GPT-2. Raises UserError where its tokenizer or its architecture differs."""
+        model, tokenizer = checkpoint.build(pretrained.load(path), self.model.token_embedding.weight.device)
         if found := tokenizers.difference(tokenizer, self.dataset.tokenizer):
             raise UserError(f"{path} can't go on with data/{self.dataset.name}: {found}")
         try:

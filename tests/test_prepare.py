@@ -16,7 +16,7 @@ from server import reply, serve
 
 import prepare
 from cli import UserError
-from data import Corpus, files, gpt2_bpe
+from data import Corpus, files
 from dataset import load_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -194,17 +194,6 @@ def test_preparing_twice_gives_the_same_bytes(folder):
     first = contents(folder / "data")
     prepare.prepare("a_char", ["a.txt"])
     assert contents(folder / "data") == first
-
-
-@pytest.fixture
-def bpe(folder):
-    """The folder, with GPT-2's files, which the tests of tokenizers have fetched into the project's own."""
-    try:
-        (folder / "data").mkdir(exist_ok=True)
-        (folder / "data" / "downloads").symlink_to(gpt2_bpe.fetch(ROOT / "data" / "downloads").parent)
-    except UserError as error:
-        pytest.skip(str(error))
-    return folder
 
 
 def test_bpe_of_a_file_in_pieces_is_bpe_of_the_whole(bpe, monkeypatch):
