@@ -113,10 +113,14 @@ def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
 
 
 def compile_model(model: GPT):
-    """A compiled model with the weights of `model`, which itself stays as it is.
+    """A compiled model with the weights of `model`, which itself stays as it is. Raises UserError.
 
     On a CPU only the blocks: they are alike, so that one is compiled for all.
     """
+    try:
+        torch.compile(torch.neg)(torch.ones(8, device=model.token_embedding.weight.device))
+    except Exception as error:  # no C++ compiler, or one that does not work: it fails in many ways
+        raise UserError(f"can't compile here, --compile=false does without: {str(error).splitlines()[0]}") from None
     if model.token_embedding.weight.is_cpu:
         twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         for block in twin.blocks:

@@ -413,6 +413,15 @@ def test_compiled_blocks_learn_the_same(dataset):
     assert len(losses[0]) == 9 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_without_a_compiler_that_works_a_line_says_so(dataset, monkeypatch):
+    (dataset / "tiny.py").write_text("")
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(dataset / "cache"))
+    status, _, error = run("train.py", "tiny.py", *arguments(compile=True))
+    assert status == 1 and error.count("\n") == 1 and "--compile=false" in error
+    assert not (dataset / "out").exists()
+
+
 def test_without_weights_and_biases_the_run_goes_on(dataset, tiny, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)  # as if it were not installed
     assert train(tiny(wandb_mode="offline"))["finished"]
