@@ -58,7 +58,15 @@ def configs(seeds: list[int]) -> dict[str, Config]:
         for seed in seeds:
             name = "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{arm}-{seed}")
             with redirect_stdout(None):  # it tells of the on_cpu block
-                runs[name] = load_config(["configs/shakespeare_char.py", *flags, f"--seed={seed}", "--run_name=run"])
+                runs[name] = load_config(
+                    [
+                        "configs/shakespeare_char.py",
+                        *flags,
+                        f"--seed={seed}",
+                        "--run_name=run",
+                        f"--out_dir=out/recipe/{name}",
+                    ]
+                )
     return runs
 
 
@@ -89,7 +97,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--table", action="store_true", help="train nothing: print the table of what is there")
     args = parser.parse_args(argv)
     if not args.table:
-        results = iter(run_all(configs(args.seeds), Path("out/recipe"), args.parallel).values())
+        results = iter(run_all(configs(args.seeds), args.parallel).values())
         rows = [{"arm": arm, **next(results)} for arm in ARMS for _ in args.seeds]
         RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(table(read()))

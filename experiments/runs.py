@@ -5,18 +5,21 @@ import math
 import multiprocessing
 import os
 import statistics
+from collections.abc import Hashable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
 
 from config import Config
+from dataset import load_dataset
 from metrics import Diverged, read_metrics
 from train import summarize, train
 
+Key = TypeVar("Key", bound=Hashable)
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
@@ -37,12 +40,14 @@ def make_run(config: Config) -> dict | None:
             diverged = None
         except Diverged as error:
             diverged = error.step
-    rows = read_metrics(config.path("metrics.jsonl"))
+    rows, bits_per_byte = read_metrics(config.path("metrics.jsonl")), load_dataset(config.dataset).bits_per_byte
     curves, whole = summarize(rows), [row["val/whole_loss"] for row in rows if "val/whole_loss" in row]
+    final = None if diverged else (whole or curves["val_losses"])[-1]
     result = {
         "seed": config.seed,
-        "final": None if diverged else (whole or curves["val_losses"])[-1],
+        "final": final,
         "best": min(whole or curves["val_losses"]),
+        "bits_per_byte": None if diverged else bits_per_byte(final),
         "diverged": diverged,
         "val_steps": curves["val_steps"],
         "val_losses": [round(loss, 5) for loss in curves["val_losses"]],
@@ -56,20 +61,19 @@ def make_run(config: Config) -> dict | None:
     return result
 
 
-def run_all(configs: dict[str, Config], folder: Path, parallel: int) -> dict[str, dict]:
-    """The result of each run by its name, from folder/<name>/result.json; trains those that have none."""
-    configs = {name: replace(config, out_dir=str(folder / name)) for name, config in configs.items()}
-    path = {name: folder / name / "result.json" for name in configs}
-    missing = [name for name in configs if not path[name].exists()]
+def run_all(configs: dict[Key, Config], parallel: int) -> dict[Key, dict]:
+    """The result of each run, from <out_dir>/result.json; trains those that have none, `parallel` at a time."""
+    results = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
+    missing = [configs[key] for key, path in results.items() if not path.exists()]
     if missing:
         threads = max(1, (os.cpu_count() or 1) // parallel)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(parallel, context, torch.set_num_threads, (threads,)) as pool:
-            futures = [pool.submit(make_run, configs[name]) for name in missing]
+            futures = [pool.submit(make_run, config) for config in missing]
             try:
                 for future in tqdm(as_completed(futures), total=len(futures), unit="run", smoothing=0):
                     future.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    return {name: json.loads(path[name].read_text(encoding="utf-8")) for name in configs}
+    return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in results.items()}

@@ -9,14 +9,15 @@ from experiments import recipe, runs
 
 def test_runs_are_made_once_and_divergence_is_a_result(dataset, tiny, monkeypatch):
     config = replace(tiny(max_steps=4), run_name="run", eval_tokens=10)
-    configs = {"calm": config, "wild": replace(config, learning_rate=1e30, grad_clip=0.0, warmup_steps=0)}
-    results = runs.run_all(configs, Path("out"), parallel=2)
+    wild = replace(config, learning_rate=1e30, grad_clip=0.0, warmup_steps=0, out_dir="out/wild")
+    configs = {"calm": config, "wild": wild}
+    results = runs.run_all(configs, parallel=2)
     assert results["calm"]["diverged"] is None and results["calm"]["final"] < 4
     assert results["calm"]["val_steps"] == [0, 4] and results["calm"]["milliseconds_per_step"] > 0
     assert results["wild"]["final"] is None and results["wild"]["diverged"] > 0 and results["wild"]["best"] > 0
     assert not list(Path("out").glob("**/*.pt"))
     monkeypatch.setattr(runs, "make_run", lambda config: pytest.fail("it had been made"))
-    assert runs.run_all(configs, Path("out"), parallel=2) == results
+    assert runs.run_all(configs, parallel=2) == results
 
 
 def test_interval_is_students():
