@@ -28,9 +28,9 @@ on_cpu = dict(
     learning_rate=6e-3,
     min_lr=0,
     warmup_steps=50,
-    max_steps=1300,
-    eval_interval=260,
+    max_steps=1250,
+    eval_interval=250,
     eval_tokens=20_000,      # the whole validation split takes three seconds: only at the end
-    sample_interval=650,
+    sample_interval=625,
     log_interval=10,
 )

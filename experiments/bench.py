@@ -52,7 +52,7 @@ NANOGPTS_NAMES = {"n_layers": "n_layer", "n_heads": "n_head", "d_model": "n_embd
 ON_CPU = [  # without a GPU, from the shell
     "train.py configs/shakespeare_quick.py",
     "train.py configs/shakespeare_char.py",
-    "train.py configs/shakespeare_char.py --optimizer=adamw --learning_rate=4e-3",
+    "train.py configs/shakespeare_char.py --optimizer=adamw --learning_rate=4e-3 --max_steps=1400",
 ]
 NANOGPT_ON_CPU = (  # what nanoGPT's README tells a computer without a GPU to do
     "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --block_size=64"
