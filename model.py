@@ -130,9 +130,9 @@ def attend(q, k, v):
 
     q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
     """
-    T, D = q.shape[-2:]
-    if q.is_cpu and q.dtype == torch.bfloat16 and T > 1:  # PyTorch's kernel takes two to eight times as long there
-        mask = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+    (B, _, T, D), S = q.shape, k.size(2)
+    if q.is_cpu and q.dtype == torch.bfloat16 and B * T > 1:  # PyTorch's kernel takes two to eight times as long there
+        mask = torch.full((T, S), -math.inf, dtype=q.dtype).triu(1 + S - T)
         scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(D))
         return (scores.softmax(-1) @ v.flatten(0, 1)).view_as(q)
     return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # one new token may see all that is cached

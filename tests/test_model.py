@@ -138,9 +138,10 @@ def test_attention_equals_the_naive_formula():
     assert torch.allclose(attention(x), expected.reshape(2, 7, 16) @ attention.out.weight.T, atol=1e-5)
 
 
-def test_attention_written_out_for_bfloat16_equals_torchs():
+@pytest.mark.parametrize("length", [24, 1])  # a whole window, and one new token after it
+def test_attention_written_out_for_bfloat16_equals_torchs(length):
     q, k, v = torch.randn(3, 2, 4, 24, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
-    upstream = torch.randn(2, 4, 24, 16, generator=torch.Generator().manual_seed(3))
+    q, upstream = q[:, :, -length:], torch.randn(2, 4, length, 16, generator=torch.Generator().manual_seed(3))
     results = []
     for dtype in (torch.bfloat16, torch.float32):  # written out, and torch's kernel
         leaves = [part.clone().to(dtype).requires_grad_() for part in (q, k, v)]
