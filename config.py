@@ -67,7 +67,7 @@ class Config(GPTConfig):
     seed: int = 1337  # of the weights, the order of the batches, dropout and samples
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest at hand
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products; auto: what is fast here
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA, and in long runs on a CPU
 
     def problems(self) -> list[str]:
         found = super().problems()

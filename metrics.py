@@ -107,7 +107,7 @@ class Metrics:
         self.tell_wandb(lambda: self.wandb.log(row))
 
     def speed(self, step: int, tokens_per_second: float) -> None:
-        """Shows it to Weights & Biases; so do the next two. The file is for what a resumed run repeats, and numbers."""
+        """For Weights & Biases alone, as are the next two: the file has what a run and its repetition share."""
         self.tell_wandb(lambda: self.wandb.log({"step": step, "train/tokens_per_second": tokens_per_second}))
 
     def sample(self, step: int, text: str) -> None:

@@ -90,9 +90,9 @@ def main(argv: list[str]) -> None:
     if args.interactive:
         converse(prompt, pieces)
     else:
-        tokens = pieces(prompt)
+        sampled = pieces(prompt)  # refuses a prompt before any of it is printed
         print(prompt, end="", flush=True)
-        for piece in tokens:
+        for piece in sampled:
             print(piece, end="", flush=True)
         print()
 

@@ -445,8 +445,6 @@ def loop(run: Run, batches: Batches, forward) -> dict:
         text = sample(model, dataset, config, 500)
         metrics.sample(step, text)
         metrics.finish(step, config.path("curves.png"), best_path if config.wandb_log_model else None)
-    metrics.close()
-    if finished and first:
         print(f"the best model, of step {best['step']:,}: validation loss {best_val_loss:.4f}, "
               f"{dataset.bits_per_byte(best_val_loss):.4f} bits per byte")  # fmt: skip
         print(f"--- a sample of it ---\n{text}\n---")
@@ -455,6 +453,7 @@ def loop(run: Run, batches: Batches, forward) -> dict:
         folder = f" --out_dir={shlex.quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
         again = f"python train.py --run_name={shlex.quote(config.run_name)}{folder} --resume"
         print(f"saved {last_path} at step {step:,}; go on with: {again}")
+    metrics.close()
     curves = summarize(read_metrics(config.path("metrics.jsonl"))) if first else {}
     return curves | {"best_val_loss": best_val_loss, "finished": finished}
 

@@ -8,7 +8,6 @@ A study first tries each arm at each learning rate with one seed, and then train
 Broken off, it goes on where it was. It leaves runs.jsonl, table.md and figures in experiments/results/<study>/.
 """
 
-import json
 import math
 import os
 import statistics
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 from cli import Parser, command
 from config import Config
 from dataset import is_prepared
-from experiments.runs import STUDENT, interval, run_all
+from experiments.runs import STUDENT, interval, read_rows, run_all, write_rows
 from plot import COLORS
 from prepare import prepare
 
@@ -234,9 +233,8 @@ def main(argv: list[str]) -> None:
         seen = STUDENT[max(2, seeds)] * SPREAD / math.sqrt(seeds)
         print(f"{study.question} With {seeds} seeds a difference of about {seen:.3f} nats can be told from chance.")
         rows = make(args.study, seeds, args.steps or study.steps, args.device, args.parallel)
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    rows = [json.loads(line) for line in runs.read_text(encoding="utf-8").splitlines()]
+        write_rows(runs, rows)
+    rows = read_rows(runs)
     (folder / "table.md").write_text(table(args.study, rows) + "\n", encoding="utf-8")
     rates_figure(study, rows).savefig(folder / "learning_rates.png", dpi=110)
     if not study.every_rate:

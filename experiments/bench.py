@@ -60,6 +60,10 @@ NANOGPT_ON_CPU = (  # what nanoGPT's README tells a computer without a GPU to do
 )
 
 
+def of_the_model(shape: dict[str, int]) -> dict[str, int]:
+    return {name: value for name, value in shape.items() if name != "batch_size"}
+
+
 def alternate(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """What each of them returns, in rounds: the first, the second, ..., the first again."""
     returned = {name: [] for name in contestants}
@@ -134,7 +138,7 @@ def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dic
         if nanogpt:
             contestants["nanogpt"] = partial(nanogpt_rate, nanogpt, shape, steps, device)
         rates = alternate(contestants, rounds)
-        config = GPTConfig(vocab_size=65, **{name: value for name, value in shape.items() if name != "batch_size"})
+        config = GPTConfig(vocab_size=65, **of_the_model(shape))
         operations = 6 * count_parameters(config) + 12 * config.n_layers * config.d_model * config.block_size
         shares = [100 * operations * ours / most for ours, most in zip(rates["compiled"], rates["ceiling"])]
         what = f"training, {size} parameters, batches of {shape['batch_size']} x {shape['block_size']}"
@@ -193,11 +197,11 @@ def load_nanogpt(folder: str):
 
 def generation(nanogpt: str | None, rounds: int, device: torch.device, tokens: int = 500) -> list[dict]:
     shape, _ = SHAPES["10.65M"]
-    ours = GPT(GPTConfig(vocab_size=65, **{name: value for name, value in shape.items() if name != "batch_size"}))
+    ours = GPT(GPTConfig(vocab_size=65, **of_the_model(shape)))
     ours.to(device).eval()
     if nanogpt:
         module = load_nanogpt(nanogpt)
-        theirs = {NANOGPTS_NAMES.get(name, name): value for name, value in shape.items() if name != "batch_size"}
+        theirs = {NANOGPTS_NAMES.get(name, name): value for name, value in of_the_model(shape).items()}
         theirs = module.GPT(module.GPTConfig(vocab_size=65, dropout=0.0, bias=False, **theirs)).to(device).eval()
     rows = []
     for streams in (1, 10):

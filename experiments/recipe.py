@@ -4,14 +4,13 @@ python -m experiments.recipe [--seeds 1 2 3] [--parallel 2]   half an hour on 2 
 python -m experiments.recipe --table                          what was measured, as the README has it
 """
 
-import json
 import os
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from cli import Parser, command
 from config import Config, load_config
-from experiments.runs import interval, run_all
+from experiments.runs import interval, read_rows, run_all, write_rows
 
 RESULTS = Path("experiments/results/recipe.jsonl")
 STEPS = 500  # of 2,048 tokens: one epoch
@@ -70,10 +69,6 @@ def configs(seeds: list[int]) -> dict[str, Config]:
     return runs
 
 
-def read() -> list[dict]:
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-
-
 def table(rows: list[dict]) -> str:
     """Markdown: each arm's mean loss, and its paired difference from what is shipped with a 95% interval."""
     losses = {arm: {row["seed"]: row["final"] for row in rows if row["arm"] == arm} for arm in ARMS}
@@ -99,8 +94,8 @@ def main(argv: list[str]) -> None:
     if not args.table:
         results = iter(run_all(configs(args.seeds), args.parallel).values())
         rows = [{"arm": arm, **next(results)} for arm in ARMS for _ in args.seeds]
-        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(table(read()))
+        write_rows(RESULTS, rows)
+    print(table(read_rows(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,16 @@ def make_run(config: Config) -> dict | None:
     return result
 
 
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """A JSON object a line; what was there is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def run_all(configs: dict[Key, Config], parallel: int) -> dict[Key, dict]:
     """The result of each run, from <out_dir>/result.json; trains those that have none, `parallel` at a time."""
     results = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}

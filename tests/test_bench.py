@@ -7,6 +7,7 @@ from conftest import ROOT, TINY
 
 from config import Config
 from experiments import bench, recipe
+from experiments.runs import read_rows
 from prepare import prepare
 
 CHECKOUT = {
@@ -97,7 +98,9 @@ def test_cost_follows_arithmetic():
     assert len(bench.cost_figure(rows).axes) == 8
 
 
-@pytest.mark.parametrize("rebuilt", [lambda: bench.table(ROOT / bench.RESULTS), lambda: recipe.table(recipe.read())])
+@pytest.mark.parametrize(
+    "rebuilt", [lambda: bench.table(ROOT / bench.RESULTS), lambda: recipe.table(read_rows(ROOT / recipe.RESULTS))]
+)
 def test_the_readmes_tables_are_those_of_the_results(rebuilt, monkeypatch):
     monkeypatch.chdir(ROOT)
     table = rebuilt()

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import struct
+import time
 from collections import defaultdict
 from dataclasses import replace
 
@@ -447,6 +448,10 @@ def sent_to_wandb(folder) -> dict[str, list]:
     """What the real library wrote down offline: every value logged, by its name, and the names of artifacts."""
     sent = defaultdict(list)
     for path in sorted(folder.rglob("*.wandb")):
+        patience = time.monotonic() + 30  # the library's own process may still be writing
+        while not any(record.HasField("exit") for record in records(path.read_bytes())):
+            assert time.monotonic() < patience, f"{path} never ends"
+            time.sleep(0.1)
         for record in records(path.read_bytes()):
             for item in record.history.item:
                 sent[item.key or "/".join(item.nested_key)].append(json.loads(item.value_json))
