@@ -4,113 +4,149 @@ python -m experiments.ablate norms                     or stability, positions, 
 python -m experiments.ablate norms --redraw            table and figures from the runs that are kept
 python -m experiments.ablate norms --steps 50 --seeds 2 --results /tmp/norms     smaller, elsewhere
 
-A study first tries each arm at each learning rate with one seed, and then trains it with the others at its best one.
-Broken off, it goes on where it was. It leaves runs.jsonl, table.md and figures in experiments/results/<study>/.
+A study first looks for each arm's best learning rate, with a seed that is used for nothing else, and then trains the arm
+there with every other seed. Broken off, it goes on where it was. It leaves runs.jsonl, table.md and figures in
+experiments/results/<study>/.
 """
 
+import hashlib
+import json
 import math
 import os
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from cli import Parser, command
 from config import Config
-from dataset import is_prepared
+from dataset import is_prepared, load_dataset
+from device import pick_device
 from experiments.runs import STUDENT, interval, read_rows, run_all, write_rows
+from model import count_parameters
 from plot import COLORS
 from prepare import prepare
 
 RESULTS = Path("experiments/results")
-SPREAD = 0.008  # standard deviation of the difference of two runs of one seed, nats: what experiments.recipe found
-BASE = Config(
-    dataset="shakespeare_char", run_name="run", n_layers=4, n_heads=4, d_model=128, block_size=128, batch_size=16,
-    min_lr=0.0, warmup_steps=40, max_steps=400, eval_interval=100, sample_interval=0,
+SEARCH_SEED = 0  # of the runs that look for a learning rate
+MOST_RATES = 8  # at which one arm is tried; it takes more than the first ones where the best lies at an edge
+SPREAD = 0.010  # standard deviation of the difference of two runs of one seed, nats: what experiments.recipe found
+TOLERANCE = 0.1  # a learning rate works where the loss is within so many nats of the arm's best
+
+# The 10M model of configs/shakespeare_char.py, and for a CPU one of the same depth and a quarter of its width. Not
+# compiled: many short runs of different models would wait for their compilation longer than it saves.
+GPU = Config(
+    dataset="shakespeare_char", run_name="run", dropout=0.2, min_lr=0.0, max_steps=2000, warmup_steps=100,
+    eval_tokens=20_000, sample_interval=0, save_interval=0, compile=False,
 )  # fmt: skip
+CPU = replace(GPU, d_model=96, n_heads=3, block_size=128, dropout=0.0, batch_size=8, max_steps=600, warmup_steps=50)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Arms by name, each a few settings that differ from BASE; the first is what the others are compared with."""
+    """Arms by name, each a few settings that differ from the base; the first is what the others are compared with.
+
+    Three more may stand among an arm's settings, factors of the base's: "width" of d_model, "batch" of batch_size, and
+    "length" of max_steps.
+    """
 
     question: str
     arms: dict[str, dict]
-    rates: tuple[float, ...]  # learning rates
     seeds: int
-    steps: int = BASE.max_steps
-    every_rate: bool = False  # all seeds at every learning rate: then the learning rate is what is asked about
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates: where to look first, in equal ratios
+    length: float = 1.0  # factor of the base's max_steps, for all arms
+    every_rate: bool = False  # all seeds at these learning rates, and no others: then they are what is asked about
+    equal_operations: bool = False  # an arm whose model is larger gets fewer steps
     unit: str = "final"  # of a run's result: the loss that is compared
 
 
-BYTES = {"dataset": "python_byte"}
 STUDIES = {
     "norms": Study(
         "Does it matter which norm there is, and where?",
         {f"{kind}, {place}": {"norm_type": kind, "norm_position": place}
-         for kind in ("rmsnorm", "layernorm", "none") for place in ("pre", "post")},
-        rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3), seeds=5,
+         for kind in ("rmsnorm", "layernorm") for place in ("pre", "post")}
+        | {"none": {"norm_type": "none"}, "none, no QK-norm": {"norm_type": "none", "qk_norm": False}},
+        seeds=5,
     ),
     "stability": Study(
         "At which learning rate does it break, and what keeps it from breaking?",
-        {f"{place}-LN{what}": {"norm_position": place} | settings
+        {f"{place}-norm{what}": {"norm_position": place} | settings
          for place in ("pre", "post")
          for what, settings in {
              "": {}, ", no warmup": {"warmup_steps": 0}, ", no clipping": {"grad_clip": 0.0},
              ", no QK-norm": {"qk_norm": False}, ", no weight decay": {"weight_decay": 0.0}}.items()},
-        rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), seeds=2, steps=250, every_rate=True,
+        seeds=3, rates=(1e-3, 4e-3, 1.6e-2, 6.4e-2, 2.56e-1), length=0.5, every_rate=True,
     ),
     "positions": Study(
         "How should a token know where it stands?",
         {kind: {"pos_type": kind} for kind in ("rope", "learned", "none")},
-        rates=(1e-3, 2e-3, 4e-3, 8e-3), seeds=5,
+        seeds=5,
     ),
     "mlp": Study(
         "Which nonlinearity, at equal parameters?",
-        {kind: {"mlp_type": kind, "d_ff": width} for kind, width in (("swiglu", 352), ("gelu", 528), ("relu2", 528))},
-        rates=(1e-3, 2e-3, 4e-3, 8e-3), seeds=5,
+        {kind: {"mlp_type": kind} for kind in ("swiglu", "gelu", "relu2")},
+        seeds=5,
     ),
     "tokenizer": Study(
         "Characters, bytes or BPE, at equal operations?",
-        {"byte": BYTES, "char": {"dataset": "python_char"},
-         "bpe": {"dataset": "python_bpe", "d_model": 64, "batch_size": 4}},
-        rates=(1e-3, 2e-3, 4e-3, 8e-3), seeds=3, steps=300, unit="bits_per_byte",
+        {"byte": {"dataset": "python_byte"}, "char": {"dataset": "python_char"},
+         "bpe": {"dataset": "python_bpe", "width": 1 / 2, "batch": 1 / 4}},
+        seeds=3, equal_operations=True, unit="bits_per_byte",
     ),
     "optimizer": Study(
         "AdamW or Muon, at equal steps and at equal time?",
-        {"adamw": {}, "muon": {"optimizer": "muon"}, "muon, 0.87 of the steps": {"optimizer": "muon", "max_steps": 350}},
-        rates=(1e-3, 2e-3, 4e-3, 8e-3), seeds=5,
+        {"adamw": {}, "muon": {"optimizer": "muon"}, "muon, 0.86 of the steps": {"optimizer": "muon", "length": 0.86}},
+        seeds=5,
     ),
 }  # fmt: skip
+UNITS = {"final": "validation loss [nats per token]", "bits_per_byte": "bits per byte"}
 
 
-def config_of(name: str, arm: str, rate: float, seed: int, steps: int, device: str) -> Config:
-    """The run of an arm; fewer steps than the study's shorten its warmup as well."""
-    study = STUDIES[name]
-    settings = {"max_steps": study.steps, "warmup_steps": BASE.warmup_steps} | study.arms[arm]
-    settings |= {key: settings[key] * steps // study.steps for key in ("max_steps", "warmup_steps")}
-    folder = f"out/ablate/{name}/{steps}_steps/{arm}/{rate:g}/{seed}".replace(", ", "-").replace(" ", "_")
-    return replace(BASE, **settings, learning_rate=rate, seed=seed, eval_interval=max(1, settings["max_steps"] // 4),
-                   device=device, out_dir=folder)  # fmt: skip
+def config_of(study: Study, base: Config, arm: str, rate: float, seed: int) -> Config:
+    """The run of an arm; fewer steps shorten its warmup as well. Runs of equal settings share a folder, and are made once."""
+    settings = dict(study.arms[arm])
+    width, batch, length = (settings.pop(name, 1) for name in ("width", "batch", "length"))
+    scaled = {"d_model": round(width * base.d_model), "batch_size": round(batch * base.batch_size)}
+    config = replace(base, **scaled, **settings, learning_rate=rate, seed=seed)
+    length *= study.length
+    if study.equal_operations:
+        length *= operations(replace(base, **study.arms[first(study)])) / operations(config)
+    steps = max(1, round(length * base.max_steps))
+    config = replace(config, max_steps=steps, warmup_steps=round(length * config.warmup_steps),
+                     eval_interval=max(1, steps // 4))  # fmt: skip
+    code = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:8]
+    return replace(config, out_dir=f"out/ablate/{rate:g}-{seed}-{code}")
 
 
-def make(name: str, seeds: int, steps: int, device: str, parallel: int) -> list[dict]:
+def operations(config: Config) -> int:
+    """What a step costs, but for a constant factor."""
+    vocab_size = load_dataset(config.dataset).tokenizer.vocab_size
+    return count_parameters(replace(config, vocab_size=vocab_size)) * config.tokens_per_step
+
+
+def make(study: Study, base: Config, seeds: int, parallel: int) -> list[dict]:
     """Every run of a study, with its arm and its learning rate."""
-    study = STUDIES[name]
 
-    def results(points: list[tuple[str, float, int]]) -> dict[tuple, dict]:
-        return run_all({point: config_of(name, *point, steps, device) for point in points}, parallel)
+    def results(points: list[tuple[str, float, int]], later: int = 0) -> dict[tuple, dict]:
+        return run_all({point: config_of(study, base, *point) for point in points}, parallel, later)
 
-    tried = range(1, seeds + 1) if study.every_rate else (1,)
-    points = [(arm, rate, seed) for arm in study.arms for rate in study.rates for seed in tried]
-    found = results(points)
+    tried = range(1, seeds + 1) if study.every_rate else [SEARCH_SEED]
+    points = [(arm, rate, seed) for seed in tried for rate in study.rates for arm in study.arms]
     if not study.every_rate:
-        for arm in study.arms:
-            best = min(study.rates, key=lambda rate: loss(found[arm, rate, 1], study.unit))
-            points += [(arm, best, seed) for seed in range(2, seeds + 1)]
-        found = results(points)
-    return [{"arm": arm, "learning_rate": rate, **result} for (arm, rate, _), result in found.items()]
+        rates = {}
+        ratio = study.rates[1] / study.rates[0]
+        while len(rates) < len(study.arms):
+            found = results(points, later=seeds * len(study.arms))
+            for arm in study.arms:
+                losses = {rate: loss(found[arm, rate, SEARCH_SEED], study.unit) for a, rate, _ in points if a == arm}
+                best, low, high = min(losses, key=losses.get), min(losses), max(losses)
+                if best in (low, high) and len(losses) < MOST_RATES:
+                    points.append((arm, low / ratio if best == low else high * ratio, SEARCH_SEED))
+                else:
+                    rates[arm] = best
+        points += [(arm, rates[arm], seed) for seed in range(1, seeds + 1) for arm in study.arms]
+    return [{"arm": arm, "learning_rate": rate, **result} for (arm, rate, _), result in results(points).items()]
 
 
 def loss(result: dict, unit: str) -> float:
@@ -121,95 +157,120 @@ def loss(result: dict, unit: str) -> float:
 # what a study leaves
 
 
-def chosen(rows: list[dict], arm: str) -> list[dict]:
-    """An arm's runs at the learning rate that has most of them: its best one."""
-    rates = [row["learning_rate"] for row in rows if row["arm"] == arm]
-    return [row for row in rows if row["arm"] == arm and row["learning_rate"] == statistics.mode(rates)]
+def first(study: Study) -> str:
+    return next(iter(study.arms))
+
+
+def rates_of(rows: list[dict], arm: str | None = None) -> list[float]:
+    return sorted({row["learning_rate"] for row in rows if arm in (None, row["arm"])})
+
+
+def losses_at(study: Study, rows: list[dict], arm: str, rate: float) -> list[float]:
+    """Of every run of an arm at a learning rate; infinite where it diverged."""
+    return [loss(row, study.unit) for row in rows if (row["arm"], row["learning_rate"]) == (arm, rate)]
+
+
+def chosen(study: Study, rows: list[dict], arm: str) -> list[dict]:
+    """An arm's runs at its best learning rate, without the one that looked for it."""
+    rows = [row for row in rows if row["arm"] == arm and row["seed"] != SEARCH_SEED]
+    best = min(rates_of(rows), key=lambda rate: sum(losses_at(study, rows, arm, rate)))
+    return [row for row in rows if row["learning_rate"] == best]
 
 
 def compared(study: Study, rows: list[dict]) -> str:
     """Markdown: each arm at its best learning rate, beside the first one."""
-    reference = {row["seed"]: loss(row, study.unit) for row in chosen(rows, next(iter(study.arms)))}
+    reference = {row["seed"]: loss(row, study.unit) for row in chosen(study, rows, first(study))}
     what = "bits per byte" if study.unit == "bits_per_byte" else "final loss"
     lines = [
-        f"| arm | learning rate | n | diverged | {what} | best loss | difference | 95% interval |",
-        "|---" * 8 + "|",
+        f"| arm | learning rate | n | diverged | {what} | best loss | difference | 95% interval | training [s] |",
+        "|---" * 9 + "|",
     ]
     for arm in study.arms:
-        runs = chosen(rows, arm)
+        runs = chosen(study, rows, arm)
         fine = [row for row in runs if row["diverged"] is None]
-        line = f"| {arm} | {runs[0]['learning_rate']:g} | {len(runs)} | {len(runs) - len(fine)} |"
-        if len(fine) < 2:
-            lines.append(line + " | | | |")
-            continue
-        losses, best = ([row[key] for row in fine] for key in (study.unit, "best"))
-        line += f" {statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f} | {statistics.mean(best):.4f} |"
+        seconds = statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)
+        cells = [arm, f"{runs[0]['learning_rate']:g}", f"{len(runs)}", f"{len(runs) - len(fine)}", *[""] * 4]
+        if len(fine) > 1:
+            losses, best = ([row[key] for row in fine] for key in (study.unit, "best"))
+            cells[4] = f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+            cells[5] = f"{statistics.mean(best):.4f}"
         pairs = [row[study.unit] - reference[row["seed"]] for row in fine if math.isfinite(reference[row["seed"]])]
-        mean, half = interval(pairs) if len(pairs) > 1 else (math.nan, math.nan)
-        first = arm == next(iter(study.arms))
-        lines.append(line + (" | |" if first else f" {mean:+.4f} | {mean - half:+.4f} to {mean + half:+.4f} |"))
+        if len(pairs) > 1 and arm != first(study):
+            mean, half = interval(pairs)
+            cells[6:] = f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}"
+        lines.append("| " + " | ".join([*cells, f"{seconds:.0f}"]) + " |")
     return "\n".join(lines)
 
 
 def by_rate(study: Study, rows: list[dict]) -> str:
-    """Markdown: each arm at each learning rate, and how many of its runs diverged there."""
-    lines = ["| arm | " + " | ".join(f"{rate:g}" for rate in study.rates) + " |", "|---" * (1 + len(study.rates)) + "|"]
+    """Markdown: each arm at each learning rate, how many of its runs diverged there, and the highest that works."""
+    rates = rates_of(rows)
+    lines = [
+        "| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " | works up to |",
+        "|---" * (2 + len(rates)) + "|",
+    ]
     for arm in study.arms:
-        cells = []
-        for rate in study.rates:
-            runs = [row for row in rows if row["arm"] == arm and row["learning_rate"] == rate]
-            fine = [row[study.unit] for row in runs if row["diverged"] is None]
-            lost = f"{len(runs) - len(fine)} of {len(runs)} diverged" if len(fine) < len(runs) else ""
+        cells, means = [], {}
+        for rate in rates:
+            losses = losses_at(study, rows, arm, rate)
+            fine = list(filter(math.isfinite, losses))
+            if losses:
+                means[rate] = statistics.mean(losses)
+            lost = f"{len(losses) - len(fine)} of {len(losses)} diverged" if len(fine) < len(losses) else ""
             cells.append(", ".join(filter(None, (f"{statistics.mean(fine):.3f}" if fine else "", lost))))
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        works = max(rate for rate, mean in means.items() if mean <= min(means.values()) + TOLERANCE)
+        lines.append(f"| {arm} | " + " | ".join([*cells, f"{works:g}"]) + " |")
     return "\n".join(lines)
 
 
-def table(name: str, rows: list[dict]) -> str:
-    study = STUDIES[name]
-    rates = f"At each learning rate, mean over the seeds that were tried there:\n\n{by_rate(study, rows)}"
-    return rates if study.every_rate else f"{compared(study, rows)}\n\n{rates}"
+def table(study: Study, rows: list[dict]) -> str:
+    return (
+        f"Each arm at its best learning rate: mean and standard deviation over n seeds, the difference from {first(study)}"
+        f" in pairs of one seed with its 95% interval, and the median time of training.\n\n{compared(study, rows)}\n\n"
+        f"At each learning rate, the mean over the seeds that were tried there, and the highest rate with a mean within "
+        f"{TOLERANCE} of the arm's best:\n\n{by_rate(study, rows)}"
+    )
 
 
 def arms_figure(study: Study, rows: list[dict]) -> Figure:
     """Each seed of each arm at its best learning rate as a dot, and the mean as a line."""
-    figure = Figure(figsize=(8, 0.6 + 0.5 * len(study.arms)), layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.45 * len(study.arms)), layout="constrained")
     axis = figure.subplots()
-    for place, (arm, color) in enumerate(zip(study.arms, COLORS)):
-        losses = [loss(row, study.unit) for row in chosen(rows, arm) if row["diverged"] is None]
+    for place, arm in enumerate(study.arms):
+        losses = [loss(row, study.unit) for row in chosen(study, rows, arm) if row["diverged"] is None]
+        color = COLORS[place % len(COLORS)]
         axis.plot(losses, [place] * len(losses), "o", color=color, alpha=0.6)
         if losses:
             axis.plot([statistics.mean(losses)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
     axis.set_yticks(range(len(study.arms)), list(study.arms))
     axis.invert_yaxis()
-    axis.set_xlabel("bits per byte" if study.unit == "bits_per_byte" else "final validation loss [nats per token]")
+    axis.set_xlabel(UNITS[study.unit])
     axis.grid(alpha=0.3, axis="x")
     return figure
 
 
 def rates_figure(study: Study, rows: list[dict]) -> Figure:
     """Final loss against learning rate, a line for each arm; at the upper edge, crosses for runs that diverged."""
-    groups = sorted({arm.split(", ")[0] for arm in study.arms}) if study.every_rate else [""]
-    figure = Figure(figsize=(5 + 4 * len(groups), 5), layout="constrained")
+    groups = sorted({arm.split(", ")[0] for arm in study.arms}, reverse=True) if study.every_rate else [""]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     fine = [loss(row, study.unit) for row in rows if row["diverged"] is None]
     top = min(max(fine), 1.6 * min(fine))
     for group, axis in zip(groups, figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]):
         for arm, color in zip([arm for arm in study.arms if arm.startswith(group)], COLORS):
+            rates = rates_of(rows, arm)
             means = []
-            for rate in study.rates:
-                runs = [loss(row, study.unit) for row in rows if row["arm"] == arm and row["learning_rate"] == rate]
-                shown = [min(value, top) for value in runs]
-                axis.plot([rate] * len(runs), shown, "o", color=color, alpha=0.4, markersize=4)
-                axis.plot([rate] * sum(map(math.isinf, runs)), [top] * sum(map(math.isinf, runs)), "x", color=color)
+            for rate in rates:
+                losses = losses_at(study, rows, arm, rate)
+                shown = [min(value, top) for value in losses]
+                axis.plot([rate] * len(losses), shown, "o", color=color, alpha=0.4, markersize=4)
+                axis.plot([rate] * sum(map(math.isinf, losses)), [top] * sum(map(math.isinf, losses)), "x", color=color)
                 means.append(statistics.mean(shown))
-            axis.plot(study.rates, means, color=color, label=arm)
+            axis.plot(rates, means, color=color, label=arm)
         axis.set_xscale("log")
         axis.set_xlabel("learning rate")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=9)
-    figure.axes[0].set_ylabel(
-        "bits per byte" if study.unit == "bits_per_byte" else "final validation loss [nats per token]"
-    )
+    figure.axes[0].set_ylabel(UNITS[study.unit])
     return figure
 
 
@@ -217,29 +278,44 @@ def rates_figure(study: Study, rows: list[dict]) -> Figure:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.ablate", description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--seeds", type=int, help="runs of each arm at its best learning rate")
-    parser.add_argument("--steps", type=int, help="steps of a run")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--parallel", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        choices=range(2, 11),
+        metavar="N",
+        help="runs of each arm at its best learning rate, 2 to 10",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of a run")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; on a GPU the models have 10M parameters")
+    parser.add_argument("--parallel", type=int, metavar="N", help="runs at a time (on a CPU: one for each core)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     parser.add_argument("--redraw", action="store_true", help="train nothing: table and figures from runs.jsonl")
     args = parser.parse_args(argv)
+    if min(args.steps or 1, args.parallel or 1) < 1:
+        parser.error("--steps and --parallel must be at least 1")
     study, folder = STUDIES[args.study], args.results / args.study
-    seeds, runs = args.seeds or study.seeds, folder / "runs.jsonl"
     if not args.redraw:
-        for dataset in {arm.get("dataset", BASE.dataset) for arm in study.arms.values()}:
+        device, _ = pick_device(args.device)
+        base = replace(CPU if device.type == "cpu" else GPU, device=device.type)
+        if args.steps:
+            warmup = base.warmup_steps * args.steps // base.max_steps
+            study, base = replace(study, length=1.0), replace(base, max_steps=args.steps, warmup_steps=warmup)
+        for dataset in {arm.get("dataset", base.dataset) for arm in study.arms.values()}:
             if not is_prepared(dataset):
                 prepare(dataset)
-        seen = STUDENT[max(2, seeds)] * SPREAD / math.sqrt(seeds)
-        print(f"{study.question} With {seeds} seeds a difference of about {seen:.3f} nats can be told from chance.")
-        rows = make(args.study, seeds, args.steps or study.steps, args.device, args.parallel)
-        write_rows(runs, rows)
-    rows = read_rows(runs)
-    (folder / "table.md").write_text(table(args.study, rows) + "\n", encoding="utf-8")
+        seeds = args.seeds or study.seeds
+        seen = STUDENT[seeds] * SPREAD / math.sqrt(seeds)
+        print(
+            f"{study.question} With {seeds} seeds a difference of about {seen:.3f} nats a token can be told from chance."
+        )
+        parallel = args.parallel or (os.cpu_count() if device.type == "cpu" else 1)
+        write_rows(folder / "runs.jsonl", make(study, base, seeds, parallel))
+    rows = read_rows(folder / "runs.jsonl")
+    (folder / "table.md").write_text(table(study, rows) + "\n", encoding="utf-8")
     rates_figure(study, rows).savefig(folder / "learning_rates.png", dpi=110)
     if not study.every_rate:
         arms_figure(study, rows).savefig(folder / "arms.png", dpi=110)
-    print(table(args.study, rows))
+    print(table(study, rows))
 
 
 if __name__ == "__main__":

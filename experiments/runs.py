@@ -14,12 +14,16 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
+import checkpoint
 from config import Config
 from dataset import load_dataset
+from device import pick_device, pick_dtype
+from evaluate import mean_loss
 from metrics import Diverged, read_metrics
 from train import summarize, train
 
 Key = TypeVar("Key", bound=Hashable)
+PROGRESS = "{n_fmt} of {total_fmt} runs made, {remaining} left |{bar}|"
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
@@ -30,24 +34,36 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def make_run(config: Config) -> dict | None:
-    """Trains, and leaves result.json in the run's out_dir in place of checkpoints; None where Ctrl-C ended it."""
+    """Trains, and leaves result.json in the run's out_dir in place of checkpoints; None where Ctrl-C ended it.
+
+    "final" and "best" are losses on the whole validation split: after the last step, and of the best checkpoint.
+    """
     folder = Path(config.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    diverged = None
     with open(folder / "log.txt", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
-            if not train(config)["finished"]:
+            trained = train(config)
+            if not trained["finished"]:
                 return None
-            diverged = None
         except Diverged as error:
             diverged = error.step
-    rows, bits_per_byte = read_metrics(config.path("metrics.jsonl")), load_dataset(config.dataset).bits_per_byte
-    curves, whole = summarize(rows), [row["val/whole_loss"] for row in rows if "val/whole_loss" in row]
-    final = None if diverged else (whole or curves["val_losses"])[-1]
+    rows, dataset = read_metrics(config.path("metrics.jsonl")), load_dataset(config.dataset)
+    curves = summarize(rows)
+    if diverged is not None:
+        final, best = None, min(curves["val_losses"])
+    elif curves["val_losses"][-1] == min(curves["val_losses"]):
+        final = best = trained["best_val_loss"]
+    else:
+        device, _ = pick_device(config.device)
+        last, _ = checkpoint.build(checkpoint.load(config.path("last.pt")), device)
+        final, best = mean_loss(last, dataset.val, pick_dtype(config.dtype, device)[0]), trained["best_val_loss"]
     result = {
         "seed": config.seed,
+        "steps": config.max_steps,
         "final": final,
-        "best": min(whole or curves["val_losses"]),
-        "bits_per_byte": None if diverged else bits_per_byte(final),
+        "best": best,
+        "bits_per_byte": None if final is None else dataset.bits_per_byte(final),
         "diverged": diverged,
         "val_steps": curves["val_steps"],
         "val_losses": [round(loss, 5) for loss in curves["val_losses"]],
@@ -71,18 +87,26 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def run_all(configs: dict[Key, Config], parallel: int) -> dict[Key, dict]:
-    """The result of each run, from <out_dir>/result.json; trains those that have none, `parallel` at a time."""
+def run_all(configs: dict[Key, Config], parallel: int, later: int = 0) -> dict[Key, dict]:
+    """The result of each run, from <out_dir>/result.json; trains those that have none, `parallel` at a time.
+
+    A progress line tells how many are left and how long they will take, with the `later` ones that are yet to be asked
+    for.
+    """
     results = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
     missing = [configs[key] for key, path in results.items() if not path.exists()]
     if missing:
         threads = max(1, (os.cpu_count() or 1) // parallel)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(parallel, context, torch.set_num_threads, (threads,)) as pool:
+        with (
+            ProcessPoolExecutor(parallel, context, torch.set_num_threads, (threads,)) as pool,
+            tqdm(total=len(missing) + later, unit="run", smoothing=0, bar_format=PROGRESS) as bar,
+        ):
             futures = [pool.submit(make_run, config) for config in missing]
             try:
-                for future in tqdm(as_completed(futures), total=len(futures), unit="run", smoothing=0):
+                for future in as_completed(futures):
                     future.result()
+                    bar.update()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
