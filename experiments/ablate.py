@@ -134,19 +134,25 @@ def make(study: Study, base: Config, seeds: int, parallel: int) -> list[dict]:
     tried = range(1, seeds + 1) if study.every_rate else [SEARCH_SEED]
     points = [(arm, rate, seed) for seed in tried for rate in study.rates for arm in study.arms]
     if not study.every_rate:
-        rates = {}
-        ratio = study.rates[1] / study.rates[0]
-        while len(rates) < len(study.arms):
+        best, ratio = {}, study.rates[1] / study.rates[0]
+        while len(best) < len(study.arms):
             found = results(points, later=seeds * len(study.arms))
             for arm in study.arms:
-                losses = {rate: loss(found[arm, rate, SEARCH_SEED], study.unit) for a, rate, _ in points if a == arm}
-                best, low, high = min(losses, key=losses.get), min(losses), max(losses)
-                if best in (low, high) and len(losses) < MOST_RATES:
-                    points.append((arm, low / ratio if best == low else high * ratio, SEARCH_SEED))
+                losses = {rate: loss(result, study.unit) for (a, rate, _), result in found.items() if a == arm}
+                if (rate := next_rate(losses, ratio)) is None:
+                    best[arm] = min(losses, key=losses.get)
                 else:
-                    rates[arm] = best
-        points += [(arm, rates[arm], seed) for seed in range(1, seeds + 1) for arm in study.arms]
+                    points.append((arm, rate, SEARCH_SEED))
+        points += [(arm, best[arm], seed) for seed in range(1, seeds + 1) for arm in study.arms]
     return [{"arm": arm, "learning_rate": rate, **result} for (arm, rate, _), result in results(points).items()]
+
+
+def next_rate(losses: dict[float, float], ratio: float) -> float | None:
+    """The learning rate to try after these: past the edge where the best lies; None once it lies between worse ones."""
+    best, low, high = min(losses, key=losses.get), min(losses), max(losses)
+    if low < best < high or len(losses) >= MOST_RATES:
+        return None
+    return low / ratio if best == low else high * ratio
 
 
 def loss(result: dict, unit: str) -> float:
