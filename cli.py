@@ -4,6 +4,8 @@ import argparse
 import functools
 import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,10 +68,15 @@ def fail(message: object, status: int = 1) -> int:
     return status
 
 
+def quote(argument: str) -> str:
+    """The argument as a person would have to type it in a command line of this system."""
+    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
+
+
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, line ends and all. Raises UserError."""
+    """The text of a UTF-8 file, line ends and all, without the mark that Windows puts before it. Raises UserError."""
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

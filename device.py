@@ -1,7 +1,6 @@
 """Which device, precision and compilation a run uses, and why: what `auto` stands for."""
 
 import ctypes
-import shutil
 import sys
 
 import torch
@@ -60,14 +59,24 @@ def pick_weights_dtype(device: torch.device, streams: int) -> torch.dtype:
 
 
 def pick_compile(setting: bool | str, device: torch.device, operations: float) -> tuple[bool, str]:
-    """Whether to torch.compile the model for a run of so many floating-point operations, and the reason."""
-    if setting != "auto":
-        return setting, "as set"
+    """Whether to torch.compile the model for a run of so many floating-point operations, and the reason. Raises UserError
+    where it is asked for and does not work."""
+    if setting is False:
+        return False, "as set"
+    if setting == "auto" and (device.type == "mps" or device.type == "cpu" and operations < 1e14):
+        return False, "auto: takes longer to compile than it saves here"
+    try:
+        torch.compile(torch.neg)(torch.ones(8, device=device))
+    except Exception as error:  # no compiler, one that does not work, a GPU too old: it fails in many ways
+        reason = str(error).splitlines()[0]
+        if setting is True:
+            raise UserError(f"can't compile here, --compile=false does without: {reason}") from None
+        return False, f"auto: can't compile here, {reason}"
+    if setting is True:
+        return True, "as set"
     if device.type == "cuda":
         return True, "auto: a minute to compile, much faster steps"
-    if device.type == "cpu" and operations > 1e14 and shutil.which("g++"):
-        return True, "auto: half a minute to compile, faster steps in a run of this length"
-    return False, "auto: takes longer to compile than it saves here"
+    return True, "auto: half a minute to compile, faster steps in a run of this length"
 
 
 def reuse_memory() -> None:

@@ -42,7 +42,7 @@ pipeline_tag: text-generation
 |---|---|
 | architecture | {architecture}, {n_layers} layers of {d_model}, {n_heads} heads |
 | parameters | {parameters:,} |
-| trained on | {dataset}: {steps:,} steps of {tokens_per_step:,} tokens |
+| trained on | {dataset}: {steps:,} steps of {tokens_per_step:,} tokens, starting from {start} |
 | validation loss | {loss} |
 | context | {block_size:,} tokens |
 | tokens | {vocab_size:,}, {kind} |
@@ -50,8 +50,8 @@ pipeline_tag: text-generation
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+model = AutoModelForCausalLM.from_pretrained({folder!r})
 ids = tokenizer({prompt!r}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, do_sample=True, temperature=0.8, top_k=0)[0]))
 ```
@@ -85,16 +85,14 @@ def find_architecture(config: GPTConfig) -> str:
 
 def describe_model(config: GPTConfig, architecture: str) -> dict:
     """The settings of a transformers model, as config.json holds them."""
-    common = {
-        "architectures": [f"{architecture}ForCausalLM"], "dtype": "float32",
-        "tie_word_embeddings": config.tie_embeddings,
-    }  # fmt: skip
+    common = {"dtype": "float32", "tie_word_embeddings": config.tie_embeddings}
     if architecture == "GPT2":
         sizes = {theirs: getattr(config, ours) for ours, theirs in GPT2_SIZES.items()}
         dropout = {"embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": 0.0}
-        return common | GPT2_FIXED | sizes | dropout
+        own = {"architectures": ["GPT2LMHeadModel"], "n_ctx": config.block_size}  # n_ctx is read by llama.cpp
+        return common | own | GPT2_FIXED | sizes | dropout
     return common | {
-        "model_type": architecture.lower(), "vocab_size": config.vocab_size,
+        "architectures": [f"{architecture}ForCausalLM"], "model_type": architecture.lower(), "vocab_size": config.vocab_size,
         "max_position_embeddings": config.block_size, "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads, "num_key_value_heads": config.n_heads, "head_dim": config.head_dim,
         "hidden_size": config.d_model, "intermediate_size": config.mlp_width, "hidden_act": "silu",
@@ -139,14 +137,22 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "model_max_length": config.block_size,
     }  # fmt: skip
+    generation = {
+        "max_new_tokens": max(1, config.block_size // 2)
+    }  # of whoever says nothing: there is no sliding window
     if tokenizer.kind != "bpe":
-        return own, {"bos_token_id": None, "eos_token_id": None}
+        return own, generation | {"bos_token_id": None, "eos_token_id": None}
     end, number = tokenizer.decode([tokenizer.start_id]), tokenizer.start_id
-    own |= {"bos_token": end, "eos_token": end, "split_special_tokens": True}  # in a text they are text
-    return own, {"bos_token_id": number, "eos_token_id": number, "pad_token_id": number}
+    own |= {
+        "bos_token": end,
+        "eos_token": end,
+        "pad_token": end,
+        "split_special_tokens": True,
+    }  # in a text they are text
+    return own, generation | {"bos_token_id": number, "eos_token_id": number, "pad_token_id": number}
 
 
-def write_card(state: dict, model: GPT, tokenizer: Tokenizer, architecture: str) -> str:
+def write_card(state: dict, model: GPT, tokenizer: Tokenizer, architecture: str, folder: str) -> str:
     """The text of the model card: what was measured, and how to load it."""
     run, loss = make_config(saved_settings(state)), "not measured"
     if math.isfinite(state["best_val_loss"]):
@@ -157,7 +163,7 @@ def write_card(state: dict, model: GPT, tokenizer: Tokenizer, architecture: str)
         **vars(model.config), architecture=architecture, parameters=sum(p.numel() for p in model.parameters()),
         dataset=run.dataset, steps=state["step"], loss=loss, kind=tokenizer.kind, note=NOTES[tokenizer.kind],
         tokens_per_step=run.tokens_per_step, prompt=tokenizer.decode([tokenizer.start_id]),
-        length=model.config.block_size - 1,
+        length=model.config.block_size - 1, start=run.init_from or "random weights", folder=folder,
     )  # fmt: skip
 
 
@@ -183,9 +189,15 @@ def write(out: Path, texts: dict[str, str], weights: bytes) -> None:
         (new / "model.safetensors").write_bytes(weights)
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8")
+        old = Path(temporary) / "old"
         if out.exists():
-            out.rename(Path(temporary) / "old")
-        new.rename(out)
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
 
 
 @command
@@ -201,13 +213,14 @@ def main(argv: list[str]) -> None:
     model, tokenizer = checkpoint.build(state, torch.device("cpu"))
     architecture = find_architecture(model.config)
     own, generation = describe_special_tokens(tokenizer, model.config)
-    config = describe_model(model.config, architecture) | generation | {MARK: state["run_id"]}
+    ids = {name: value for name, value in generation.items() if name.endswith("token_id")}
+    config = describe_model(model.config, architecture) | ids | {MARK: state["run_id"]}
     contents = {
         "tokenizer.json": describe_tokenizer(tokenizer), "tokenizer_config.json": own,
         "generation_config.json": generation, "config.json": config,
     }  # fmt: skip
     texts = {name: json.dumps(content, ensure_ascii=False, indent=2) for name, content in contents.items()}
-    card = write_card(state, model, tokenizer, architecture)
+    card = write_card(state, model, tokenizer, architecture, args.out)
     write(out, {"README.md": card} | texts, safetensors.save(find_weights(model, architecture), {"format": "pt"}))
     print(f"{args.out} is a {architecture} of transformers: AutoModelForCausalLM.from_pretrained({args.out!r})")
 

@@ -69,31 +69,39 @@ class Metrics:
             self.seconds = kept[-1].get("seconds", 0.0) if kept else 0.0
         self.tokens_per_step = config.tokens_per_step
         self.overflows = overflows
-        self.pending, self.samples = [], []
+        self.pending, self.samples, self.timed_since = [], [], None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.file:
+            self.file.close()
+        self.tell_wandb(lambda: self.wandb.finish(exit_code=int(kind is not None)))
 
     def add(self, step: int, lr: float, loss, grad_norm) -> None:
         """Takes a training step's learning rate, and as tensors on the device the loss and the gradient norm.
 
         The loss is this process's; what is written down is the mean over all.
         """
-        self.pending.append((step, lr, loss, grad_norm))
+        self.pending.append((step, self.now(), lr, loss, grad_norm))
 
     def collect(self) -> dict:
         """Writes down the steps that were added, and returns the last. Raises Diverged where a loss is not finite."""
         if not self.pending:
             return {}
-        steps, lrs, losses, grad_norms = zip(*self.pending)
+        steps, seconds, lrs, losses, grad_norms = zip(*self.pending)
         losses = distributed.total(torch.stack(losses).tolist())
-        for step, lr, loss, grad_norm in zip(steps, lrs, losses, torch.stack(grad_norms).tolist()):
+        for step, at, lr, loss, grad_norm in zip(steps, seconds, lrs, losses, torch.stack(grad_norms).tolist()):
             row = {"train/loss": loss / distributed.world_size(), "train/lr": lr, "train/grad_norm": grad_norm}
             if not math.isfinite(row["train/grad_norm"]) and self.overflows:
                 del row["train/grad_norm"]
-            self.write(step, row)
+            self.write(step, row, at)
         self.pending.clear()
         return row
 
-    def write(self, step: int, measured: dict[str, float]) -> None:
-        """Writes a line. Raises Diverged where a value is not finite."""
+    def write(self, step: int, measured: dict[str, float], seconds: float | None = None) -> None:
+        """Writes a line, of the present time unless another is given. Raises Diverged where a value is not finite."""
         for name, value in measured.items():
             if not math.isfinite(value):
                 raise Diverged(
@@ -101,7 +109,8 @@ class Metrics:
                     " the checkpoints saved before are still good",
                     step,
                 )
-        row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(self.seconds, 3), **measured}
+        seconds = self.now() if seconds is None else seconds
+        row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(seconds, 3), **measured}
         if self.file:
             self.file.write(json.dumps(row) + "\n")
         self.tell_wandb(lambda: self.wandb.log(row))
@@ -136,19 +145,18 @@ class Metrics:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Counts the block's time as time of training."""
-        started = time.perf_counter()
+        self.timed_since = time.perf_counter()
         yield
-        self.seconds += time.perf_counter() - started
+        self.seconds, self.timed_since = self.now(), None
+
+    def now(self) -> float:
+        """Seconds of training so far."""
+        return self.seconds + (time.perf_counter() - self.timed_since if self.timed_since else 0.0)
 
     def sync(self) -> None:
         """Returns once all that was written is on the disk."""
         if self.file:
             os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        if self.file:
-            self.file.close()
-        self.tell_wandb(lambda: self.wandb.finish())
 
     def tell_wandb(self, call: Callable[[], None]) -> None:
         if self.wandb:
@@ -170,6 +178,9 @@ def start_wandb(config, run_id: str):
         mode = os.environ.get("WANDB_MODE") or "disabled"
     if mode == "disabled":
         return None
+    if mode not in ("offline", "online"):
+        print(f"Weights & Biases is off: WANDB_MODE is {mode!r}, not disabled, offline or online")
+        return None
     try:
         import wandb
 
@@ -182,7 +193,7 @@ def start_wandb(config, run_id: str):
             id=run_id,
             resume="allow",
             mode=mode,
-            dir=config.out_dir,
+            dir=os.path.abspath(config.out_dir),  # its service keeps the folder that it was started in
             settings=wandb.Settings(init_timeout=30, silent=True),
         )
         run.define_metric("*", step_metric="step")

@@ -295,13 +295,25 @@ def prepare(
                 **counts,
             }
             (Path(new) / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-            (folder / "meta.json").unlink(missing_ok=True)  # until the new one is there, the dataset counts as missing
-            for file in ("train.bin", "val.bin", "meta.json"):
-                os.replace(Path(new) / file, folder / file)
+            exchange(Path(new), folder)
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()
     report(folder, survey, meta, tokenizer)
+
+
+def exchange(new: Path, folder: Path) -> None:
+    """Puts the dataset of one folder in the place of another one's; until meta.json has followed, there is none."""
+    meta, kept = folder / "meta.json", new / "meta.old.json"
+    if meta.exists():
+        meta.rename(kept)
+    try:
+        for file in ("train.bin", "val.bin", "meta.json"):
+            os.replace(new / file, folder / file)
+    except PermissionError as error:  # Windows: a file that a running program has open; nothing was exchanged yet
+        if kept.exists() and (new / "train.bin").exists():
+            kept.rename(meta)
+        raise UserError(f"{error.filename2} is in use: end the run that reads it first") from None
 
 
 def report(folder: Path, survey: Survey, meta: dict, tokenizer: tokenizers.Tokenizer) -> None:

@@ -130,14 +130,18 @@ def load_gpt2(folder: Path) -> dict:
         saved = {name.removeprefix("transformer."): weight for name, weight in torch_files.load_file(path).items()}
     except Exception as error:  # a missing, foreign or damaged file can fail in any way
         raise UserError(f"can't read {path}: {str(error).splitlines()[0]}") from None
-    weights = {}
+    weights, read = {}, set()
     for name, empty in model.state_dict().items():
         source = "token_embedding.weight" if name == "head.weight" and config.tie_embeddings else name
         [theirs] = their_names(source, GPT2)
         weight = saved.get(theirs.removeprefix("transformer."))
         if weight is None:
             raise UserError(f"{path} lacks {theirs}")
+        read.add(theirs.removeprefix("transformer."))
         weights[name] = turned(name, weight.float(), GPT2)
         if weights[name].shape != empty.shape:
             raise UserError(f"{path} has another shape of {theirs} than config.json says: {tuple(weight.shape)}")
+    constants = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # the causal mask; the tied head, once more
+    if surplus := sorted(name for name in saved.keys() - read if not name.endswith(constants)):
+        raise UserError(f"{path} has weights that config.json says nothing of, such as {surplus[0]}")
     return {"model": weights, "config": vars(config), "tokenizer": {"kind": "bpe"}}

@@ -17,6 +17,10 @@ from tokenizer import Tokenizer, UnknownCharacters
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """The prompt's ids; without a prompt, the id that a text starts from. Raises UserError."""
+    if (
+        tokenizer.kind == "char" and "\r" not in tokenizer.characters
+    ):  # it was trained on other line ends than Windows's
+        text = text.replace("\r", "")
     try:
         return tokenizer.encode(text).tolist() or [tokenizer.start_id]
     except UnicodeEncodeError:
@@ -69,7 +73,8 @@ def main(argv: list[str]) -> None:
 
     device, _ = pick_device(args.device)
     model, tokenizer = checkpoint.build(pretrained.load(args.ckpt), device)
-    model.to(pick_weights_dtype(device, args.num_samples))
+    if args.temperature > 0:  # the likeliest token may be so by less than bfloat16 can tell
+        model.to(pick_weights_dtype(device, args.num_samples))
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
     generator = torch.Generator(device).manual_seed(args.seed)
 
@@ -118,7 +123,7 @@ def converse(text: str, pieces: Callable[[str], Iterator[str]]) -> None:
     while True:
         try:
             typed = input("\n> ")
-        except EOFError:
+        except (EOFError, RuntimeError):  # RuntimeError: there is no input at all
             print()
             return
         longer = text + "\n" * bool(text and typed and not text.endswith("\n")) + typed

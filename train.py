@@ -7,7 +7,6 @@ torchrun --nproc_per_node=8 train.py [config file] [--setting=value ...]  (one p
 import copy
 import math
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -29,7 +28,7 @@ import checkpoint
 import distributed
 import pretrained
 import tokenizer as tokenizers
-from cli import UserError, command
+from cli import UserError, command, quote
 from config import Config, load_config
 from dataset import Dataset, is_prepared, load_dataset
 from device import autocast, pick_compile, pick_device, pick_dtype, reuse_memory
@@ -113,14 +112,10 @@ def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
 
 
 def compile_model(model: GPT):
-    """A compiled model with the weights of `model`, which itself stays as it is. Raises UserError.
+    """A compiled model with the weights of `model`, which itself stays as it is.
 
     On a CPU only the blocks: they are alike, so that one is compiled for all.
     """
-    try:
-        torch.compile(torch.neg)(torch.ones(8, device=model.token_embedding.weight.device))
-    except Exception as error:  # no C++ compiler, or one that does not work: it fails in many ways
-        raise UserError(f"can't compile here, --compile=false does without: {str(error).splitlines()[0]}") from None
     if model.token_embedding.weight.is_cpu:
         twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         for block in twin.blocks:
@@ -317,7 +312,7 @@ class Run:
     def evaluate(self) -> tuple[float, bool]:
         """The validation loss, and whether it is the best so far; a model that has learnt nothing is never the best."""
         loss = mean_loss(self.result, self.dataset.val, self.dtype, self.config.eval_tokens)
-        better = loss < self.best_val_loss and self.step > 0
+        better = loss < self.best_val_loss and (self.step > 0 or self.config.init_from is not None)
         if better:
             self.best_step, self.best_val_loss = self.step, loss
         return loss, better
@@ -374,16 +369,22 @@ def train(config: Config) -> dict:
     forward = compile_model(run.model) if compiled else run.model  # they share their weights; run.model is saved
     if distributed.world_size() > 1:
         forward = DistributedDataParallel(forward)
-    return loop(run, batches, forward)
+    path = config.path("metrics.jsonl")
+    with Metrics(path, config, run.id, run.step, overflows=run.scaler.is_enabled()) as metrics:
+        finished = loop(run, batches, forward, metrics)
+        best_val_loss = conclude(run, finished, metrics)
+    curves = summarize(read_metrics(path)) if distributed.rank() == 0 else {}
+    return curves | {"best_val_loss": best_val_loss, "finished": finished}
 
 
-def loop(run: Run, batches: Batches, forward) -> dict:
-    """The steps from run.step on, with evaluations, saves, samples and log lines between them."""
+def loop(run: Run, batches: Batches, forward, metrics: Metrics) -> bool:
+    """The steps from run.step on, with evaluations, saves, samples and log lines between them; whether they came to
+    their end."""
     config, dataset, model = run.config, run.dataset, run.result
     device, start, first = model.token_embedding.weight.device, run.step, distributed.rank() == 0
-    metrics = Metrics(config.path("metrics.jsonl"), config, run.id, start, overflows=run.scaler.is_enabled())
+    before = metrics.seconds
     started = saved = time.perf_counter()
-    bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=None if first else True)
+    bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=None if first and sys.stderr else True)
     with StopSignals() as stop, bar:
         for step in range(start, config.max_steps + 1):
             run.step = step
@@ -423,7 +424,7 @@ def loop(run: Run, batches: Batches, forward) -> dict:
                 row = metrics.collect() if step % config.log_interval == 0 else None
             bar.update()
             if row and step > start:
-                rate = (step + 1) * config.tokens_per_step / metrics.seconds
+                rate = (step + 1 - start) * config.tokens_per_step / (metrics.seconds - before)
                 metrics.speed(step, rate)
                 left = (time.perf_counter() - started) / (step + 1 - start) * (config.max_steps - step - 1)
                 norm = row.get("train/grad_norm", math.inf)
@@ -432,30 +433,37 @@ def loop(run: Run, batches: Batches, forward) -> dict:
                 bar.set_postfix_str(line)
                 if bar.disable:
                     print(f"step {step:>6,} | {line} | {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+    return finished
 
-    best_path, last_path, best_val_loss = config.path("best.pt"), config.path("last.pt"), run.best_val_loss
-    if finished:
-        distributed.wait()  # until process 0 has written it
-        best = checkpoint.load(best_path)
-        model.load_state_dict(best["model"])
-        if len(dataset.val) > config.eval_tokens:
-            best_val_loss = mean_loss(model, dataset.val, run.dtype)
-            metrics.write(step, {"val/whole_loss": best_val_loss})
-    if finished and first:
+
+def conclude(run: Run, finished: bool, metrics: Metrics) -> float:
+    """The best model's loss on the whole validation split and a sample of it; or how a run that was stopped goes on.
+
+    Returns the best validation loss, on the whole split where the run has finished.
+    """
+    config, dataset, model, first = run.config, run.dataset, run.result, distributed.rank() == 0
+    best_path, curves_path = config.path("best.pt"), config.path("curves.png")
+    if not finished:
+        if first:
+            folder = f" --out_dir={quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
+            again = f"python train.py --run_name={quote(config.run_name)}{folder} --resume"
+            print(f"saved {config.path('last.pt')} at step {run.step:,}; go on with: {again}")
+        return run.best_val_loss
+    distributed.wait()  # until process 0 has written it
+    best, loss = checkpoint.load(best_path), run.best_val_loss
+    model.load_state_dict(best["model"])
+    if len(dataset.val) > config.eval_tokens:
+        loss = mean_loss(model, dataset.val, run.dtype)
+        metrics.write(run.step, {"val/whole_loss": loss})
+    if first:
         text = sample(model, dataset, config, 500)
-        metrics.sample(step, text)
-        metrics.finish(step, config.path("curves.png"), best_path if config.wandb_log_model else None)
-        print(f"the best model, of step {best['step']:,}: validation loss {best_val_loss:.4f}, "
-              f"{dataset.bits_per_byte(best_val_loss):.4f} bits per byte")  # fmt: skip
+        metrics.sample(run.step, text)
+        metrics.finish(run.step, curves_path, best_path if config.wandb_log_model else None)
+        print(f"the best model, of step {best['step']:,}: validation loss {loss:.4f}, "
+              f"{dataset.bits_per_byte(loss):.4f} bits per byte")  # fmt: skip
         print(f"--- a sample of it ---\n{text}\n---")
-        print(f"{best_path} talks: python sample.py --ckpt {best_path}; curves: {config.path('curves.png')}")
-    elif first:
-        folder = f" --out_dir={shlex.quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
-        again = f"python train.py --run_name={shlex.quote(config.run_name)}{folder} --resume"
-        print(f"saved {last_path} at step {step:,}; go on with: {again}")
-    metrics.close()
-    curves = summarize(read_metrics(config.path("metrics.jsonl"))) if first else {}
-    return curves | {"best_val_loss": best_val_loss, "finished": finished}
+        print(f"{best_path} talks: python sample.py --ckpt {quote(str(best_path))}; curves: {curves_path}")
+    return loss
 
 
 @command

@@ -1,5 +1,6 @@
 """Text in files: finding them, and reading them a few pieces at a time."""
 
+import codecs
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,9 +33,13 @@ def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
 
 
 def read_pieces(path: Path) -> Iterator[str]:
-    """The text of a file, piece by piece. Raises UserError if it is not UTF-8."""
+    """The text of a file, piece by piece, without the mark that Windows puts before it. Raises UserError if it is not
+    UTF-8."""
     offset = 0
     with open(path, "rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            offset = len(codecs.BOM_UTF8)
+        file.seek(offset)
         for piece in cut(iter(lambda: file.read(PIECE), b"")):
             try:
                 text = piece.decode("utf-8")

@@ -14,7 +14,7 @@ from model import GPT, GPTConfig
 from tokenizer import ByteTokenizer, CharTokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 GPT2 = {"norm_type": "layernorm", "pos_type": "learned", "mlp_type": "gelu", "qk_norm": False}
 KINDS = {
@@ -70,6 +70,7 @@ def test_transformers_gives_the_same_logits(folder, kind):
     theirs, loaded = AutoModelForCausalLM.from_pretrained("hf", output_loading_info=True)
     assert not any(loaded.values()), loaded  # nothing missing, nothing left over
     assert type(theirs).__name__.startswith(kind.split(",")[0]) and theirs.dtype == torch.float32
+    assert json.load(open("hf/config.json"))["architectures"] == [type(theirs).__name__]
     assert theirs.config.max_position_embeddings == 64
     ids = torch.randint(65, (3, 64))
     with torch.no_grad():
@@ -132,6 +133,15 @@ def test_bytes_that_are_no_text_are_decoded_as_ours_are(tokenizers):
         assert theirs.decode(ids) == ours.decode(ids)
 
 
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "GPT2"])
+def test_a_pipeline_that_is_told_nothing_stays_within_the_block(folder, kind):
+    make(ByteTokenizer(), **KINDS[kind])
+    assert export_to() == 0
+    [result] = pipeline("text-generation", "hf")("The king")
+    assert result["generated_text"].startswith("The king")
+    assert len(AutoTokenizer.from_pretrained("hf")(result["generated_text"])["input_ids"]) >= 8 + 32
+
+
 def test_an_unknown_character_is_an_error_and_not_left_out(tokenizers):
     _, theirs = tokenizers("char")
     for text in ("ß", "to ß be", "日本"):
@@ -165,7 +175,7 @@ def test_the_card_says_what_was_measured(folder):
     assert export_to() == 0
     card = open("hf/README.md").read()
     count = sum(parameter.numel() for parameter in model.parameters())
-    for figure in (f"{count:,}", "1,500 steps", "1.2345", "shakespeare_char", "64 tokens"):
+    for figure in (f"{count:,}", "1,500 steps", "1.2345", "shakespeare_char", "64 tokens", "random weights", "'hf'"):
         assert figure in card, figure
     save(model, ByteTokenizer(), step=1700)
     assert export_to() == 0

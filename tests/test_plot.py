@@ -32,6 +32,33 @@ def test_it_draws_the_runs_it_is_given(metrics, tmp_path, capsys):
     assert out.read_bytes()[:4] == b"\x89PNG" and str(out) in capsys.readouterr().out
 
 
+def test_every_run_has_one_entry_in_the_legend_that_no_other_has(metrics, tmp_path):
+    other = tmp_path / "other" / metrics.name
+    other.parent.mkdir()
+    other.write_bytes(metrics.read_bytes())
+    loss = plot.curves([metrics, other]).axes[0]
+    labels = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert labels == [str(tmp_path / "run"), str(tmp_path / "other" / "run"), "validation"]
+    runs = [tmp_path / f"{i}_metrics.jsonl" for i in range(10)]
+    for path in runs:
+        path.write_bytes(metrics.read_bytes())
+    looks = {(line.get_color(), line.get_linestyle()) for line in plot.curves(runs).axes[1].lines}
+    assert len(looks) == 10
+
+
+def test_what_no_run_has_gets_no_panel(tmp_path):
+    path = tmp_path / "run_metrics.jsonl"
+    path.write_text(
+        '{"step": 0, "train/loss": 4.0, "train/lr": 0.001}\n{"step": 1, "train/loss": 3, "train/lr": 0.1}\n'
+    )
+    assert [axis.get_ylabel() for axis in plot.curves([path]).axes] == ["loss (nats per token)", "learning rate"]
+
+
+def test_the_folder_of_the_figure_is_made(metrics, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert plot.main([str(metrics)]) == 0 and (tmp_path / "out" / "curves.png").exists()
+
+
 def test_the_curves_stand_over_steps_tokens_or_seconds(metrics):
     for x, last in (("step", 100), ("tokens", 6400), ("seconds", 50)):
         loss, *_, bottom = plot.curves([metrics], x).axes

@@ -352,6 +352,28 @@ def test_ctrl_c_leaves_the_old_dataset(dataset, monkeypatch, capsys):
     assert contents(dataset) == before
 
 
+def test_a_dataset_that_is_in_use_stays_where_windows_lets_nobody_replace_it(dataset, monkeypatch, capsys):
+    def refuse(source, target):
+        raise PermissionError(13, "in use", str(source), None, str(target))
+
+    before = contents(dataset)
+    monkeypatch.setattr(os, "replace", refuse)
+    assert prepare.main(["verses_char", "--input", "verses.txt"]) == 1
+    error = capsys.readouterr().err
+    assert "train.bin is in use" in error and error.count("\n") == 1
+    assert contents(dataset) == before
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_the_mark_of_windows_before_a_text_is_no_part_of_it(folder, kind):
+    (folder / "plain.txt").write_bytes(b"\xe9 a\r\nb ".replace(b"\xe9", "é".encode()) * 20)
+    (folder / "marked.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "plain.txt").read_bytes())
+    for name in ("plain", "marked"):
+        assert prepare.main([f"{name}_{kind}", "--input", f"{name}.txt"]) == 0
+    plain, marked = (load_dataset(f"{name}_{kind}") for name in ("plain", "marked"))
+    assert plain.fingerprint == marked.fingerprint and "\r" in marked.tokenizer.decode(marked.train)
+
+
 def test_without_arguments_it_lists_the_corpora(capsys):
     assert prepare.main([]) == 0
     assert "shakespeare" in capsys.readouterr().out

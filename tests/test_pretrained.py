@@ -95,6 +95,7 @@ def test_training_and_sampling_go_on_from_gpt2(bpe, capsys):
         ({"n_embd": "wide"}, "config.json does not describe a GPT-2"),
         ({"n_embd": 18}, "another shape of transformer.wte.weight than config.json says"),
         ({"n_layer": 3}, "lacks transformer.h.2.ln_1.weight"),
+        ({"n_layer": 1}, "has weights that config.json says nothing of, such as h.1."),
     ],
 )
 def test_what_is_no_gpt2_is_refused_by_name(folder, changes, message):

@@ -87,6 +87,27 @@ def test_a_prompt_from_a_file_longer_than_the_window(run, trained):
     assert status == 0 and text.startswith(verses(50)) and len(text) == len(verses(50)) + 6
 
 
+def test_a_prompt_and_a_text_from_windows(run, trained):
+    for name, line_end in (("unix.txt", "\n"), ("windows.txt", "\r\n")):
+        (trained / name).write_bytes(b"\xef\xbb\xbf" * (name == "windows.txt") + f"the king{line_end}".encode())
+    unix, windows = (
+        run(sample, f"--prompt_file={name}", "--max_new_tokens=9")[1] for name in ("unix.txt", "windows.txt")
+    )
+    assert windows.split("\n", 1)[1] == unix.split("\n", 1)[1]
+    (trained / "marked.txt").write_bytes(b"\xef\xbb\xbf" + verses(50).encode())
+    assert run(evaluate, "--text=marked.txt")[0] == 0
+
+
+def test_the_likeliest_text_is_that_of_float32(run):
+    state = checkpoint.load("out/char_best.pt")
+    model, tokenizer = checkpoint.build(state, torch.device("cpu"))
+    start = torch.from_numpy(tokenizer.encode("the king").astype("int64"))[None]
+    ids = model.generate(start, 400, temperature=0)[0].tolist()
+    assert (
+        run(sample, "--prompt=the king", "--temperature=0", "--max_new_tokens=400")[1] == tokenizer.decode(ids) + "\n"
+    )
+
+
 def test_bytes_are_streamed_as_text(run):
     assert run(sample, "--ckpt=out/byte_best.pt", "--prompt=é ", "--max_new_tokens=50")[0] == 0
 
@@ -167,6 +188,11 @@ def test_interactive_goes_on_with_the_text_so_far(run, monkeypatch):
     assert status == 0 and error == ""
     assert seen == ["the king", "the king loves", "the king loves loves thee.\na fool"]
     assert "'é'" in text and text.count("> ") == 5
+
+
+def test_interactive_ends_where_there_is_no_input(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert run(sample, "--interactive")[0] == 0
 
 
 def test_interactive_is_for_one_text(run):

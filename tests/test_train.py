@@ -19,6 +19,7 @@ import checkpoint
 import train as loop
 from cli import UserError
 from dataset import load_dataset
+from device import pick_compile
 from metrics import read_metrics
 from model import GPT
 from prepare import prepare
@@ -377,6 +378,28 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(dataset, tiny, mon
     assert all(tensor.isfinite().all() for tensor in weights("out/tiny_last.pt").values())
 
 
+def test_after_a_run_that_failed_the_next_one_is_a_run_of_its_own_in_wandb(dataset, tiny, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(UserError):
+        patch.setattr(loop, "optimizer_step", lambda *args: (torch.tensor(math.nan), torch.tensor(1.0)))
+        train(tiny(wandb_mode="offline", out_dir="failed"))
+    train(tiny(wandb_mode="offline", out_dir="next"))
+    assert set(sent_to_wandb(dataset / "next")["step"]) == set(range(13))
+
+
+def test_every_step_has_a_time_of_its_own(dataset, tiny):
+    train(tiny(log_interval=100, eval_interval=100))
+    seconds = [row["seconds"] for row in read_metrics("out/tiny_metrics.jsonl")]
+    assert seconds == sorted(seconds) and len(set(seconds)) >= 10  # milliseconds: two steps may share one
+
+
+def test_weights_that_get_worse_are_not_the_best_of_what_they_started_from(dataset, tiny):
+    before = train(tiny(max_steps=60))["best_val_loss"]
+    result = train(tiny(run_name="worse", init_from="out/tiny_best.pt", learning_rate=3.0, warmup_steps=0))
+    assert min(result["val_losses"][1:]) > before + 0.1
+    assert result["best_val_loss"] == pytest.approx(before, abs=1e-6)
+    assert same(weights("out/worse_best.pt"), weights("out/tiny_best.pt"))
+
+
 def test_a_large_validation_split_is_sampled_until_the_end(dataset, tiny, capsys):
     result = train(tiny(eval_tokens=200))
     whole = loop.mean_loss(
@@ -423,10 +446,24 @@ def test_without_a_compiler_that_works_a_line_says_so(dataset, monkeypatch):
     assert not (dataset / "out").exists()
 
 
+def test_auto_does_without_a_compiler_that_fails(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler\nat all")
+
+    cpu = torch.device("cpu")
+    assert pick_compile("auto", cpu, 1e9) == (False, "auto: takes longer to compile than it saves here")
+    monkeypatch.setattr(torch, "compile", fail)
+    assert pick_compile("auto", cpu, 1e15) == (False, "auto: can't compile here, no compiler")
+    assert pick_compile(False, cpu, 1e15) == (False, "as set")
+
+
 def test_without_weights_and_biases_the_run_goes_on(dataset, tiny, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)  # as if it were not installed
     assert train(tiny(wandb_mode="offline"))["finished"]
     assert "Weights & Biases is off: it is not installed" in capsys.readouterr().out
+    monkeypatch.setenv("WANDB_MODE", "bogus")
+    assert train(tiny())["finished"]
+    assert "Weights & Biases is off: WANDB_MODE is 'bogus'" in capsys.readouterr().out
 
 
 def records(data: bytes):
