@@ -59,6 +59,7 @@ class Study:
     every_rate: bool = False  # all seeds at these learning rates, and no others: then they are what is asked about
     equal_operations: bool = False  # an arm whose model is larger gets fewer steps
     unit: str = "final"  # of a run's result: the loss that is compared
+    timed: bool = False  # whether the time of training is compared as well
 
 
 STUDIES = {
@@ -97,7 +98,7 @@ STUDIES = {
     "optimizer": Study(
         "AdamW or Muon, at equal steps and at equal time?",
         {"adamw": {}, "muon": {"optimizer": "muon"}, "muon, 0.86 of the steps": {"optimizer": "muon", "length": 0.86}},
-        seeds=5,
+        seeds=5, timed=True,
     ),
 }  # fmt: skip
 UNITS = {"final": "validation loss [nats per token]", "bits_per_byte": "bits per byte"}
@@ -186,37 +187,40 @@ def chosen(study: Study, rows: list[dict], arm: str) -> list[dict]:
 def compared(study: Study, rows: list[dict]) -> str:
     """Markdown: each arm at its best learning rate, beside the first one."""
     reference = {row["seed"]: loss(row, study.unit) for row in chosen(study, rows, first(study))}
-    what = "bits per byte" if study.unit == "bits_per_byte" else "final loss"
-    lines = [
-        f"| arm | learning rate | n | diverged | {what} | best loss | difference | 95% interval | training [s] |",
-        "|---" * 9 + "|",
-    ]
+    what = "bits per byte" if study.unit == "bits_per_byte" else "loss"
+    columns = ["arm", "learning rate", "n", "diverged", f"final {what}", f"best {what}", "difference", "95% interval"]
+    lines = [columns + ["training [s]"] * study.timed]
     for arm in study.arms:
         runs = chosen(study, rows, arm)
         fine = [row for row in runs if row["diverged"] is None]
-        seconds = statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)
         cells = [arm, f"{runs[0]['learning_rate']:g}", f"{len(runs)}", f"{len(runs) - len(fine)}", *[""] * 4]
         if len(fine) > 1:
-            losses, best = ([row[key] for row in fine] for key in (study.unit, "best"))
-            cells[4] = f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
-            cells[5] = f"{statistics.mean(best):.4f}"
+            final = [row[study.unit] for row in fine]
+            best = [row["best"] * row[study.unit] / row["final"] for row in fine]
+            cells[4:6] = f"{statistics.mean(final):.4f} ± {statistics.stdev(final):.4f}", f"{statistics.mean(best):.4f}"
         pairs = [row[study.unit] - reference[row["seed"]] for row in fine if math.isfinite(reference[row["seed"]])]
         if len(pairs) > 1 and arm != first(study):
             mean, half = interval(pairs)
             cells[6:] = f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}"
-        lines.append("| " + " | ".join([*cells, f"{seconds:.0f}"]) + " |")
-    return "\n".join(lines)
+        if study.timed:
+            seconds = statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)
+            cells.append(f"{seconds:.1f}")
+        lines.append(cells)
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table, of which the first line is the head."""
+    head, *rows = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
 
 
 def by_rate(study: Study, rows: list[dict]) -> str:
     """Markdown: each arm at each learning rate, how many of its runs diverged there, and the highest that works."""
     rates = rates_of(rows)
-    lines = [
-        "| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " | works up to |",
-        "|---" * (2 + len(rates)) + "|",
-    ]
+    lines = [["arm", *(f"{rate:g}" for rate in rates), "works up to"]]
     for arm in study.arms:
-        cells, means = [], {}
+        cells, means = [arm], {}
         for rate in rates:
             losses = losses_at(study, rows, arm, rate)
             fine = list(filter(math.isfinite, losses))
@@ -225,14 +229,15 @@ def by_rate(study: Study, rows: list[dict]) -> str:
             lost = f"{len(losses) - len(fine)} of {len(losses)} diverged" if len(fine) < len(losses) else ""
             cells.append(", ".join(filter(None, (f"{statistics.mean(fine):.3f}" if fine else "", lost))))
         works = max(rate for rate, mean in means.items() if mean <= min(means.values()) + TOLERANCE)
-        lines.append(f"| {arm} | " + " | ".join([*cells, f"{works:g}"]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{works:g}"])
+    return markdown(lines)
 
 
 def table(study: Study, rows: list[dict]) -> str:
+    timed = " Training took the median time of runs side by side." * study.timed
     return (
-        f"Each arm at its best learning rate: mean and standard deviation over n seeds, the difference from {first(study)}"
-        f" in pairs of one seed with its 95% interval, and the median time of training.\n\n{compared(study, rows)}\n\n"
+        f"Each arm at its best learning rate: mean and standard deviation over n seeds, and the difference from "
+        f"{first(study)} in pairs of one seed, with its 95% interval.{timed}\n\n{compared(study, rows)}\n\n"
         f"At each learning rate, the mean over the seeds that were tried there, and the highest rate with a mean within "
         f"{TOLERANCE} of the arm's best:\n\n{by_rate(study, rows)}"
     )
@@ -256,27 +261,33 @@ def arms_figure(study: Study, rows: list[dict]) -> Figure:
 
 
 def rates_figure(study: Study, rows: list[dict]) -> Figure:
-    """Final loss against learning rate, a line for each arm; at the upper edge, crosses for runs that diverged."""
-    groups = sorted({arm.split(", ")[0] for arm in study.arms}, reverse=True) if study.every_rate else [""]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    """Final loss against learning rate: every run, and the mean of each arm as a line; runs that diverged at the top."""
+    groups = list(dict.fromkeys(arm.split(", ")[0] for arm in study.arms)) if study.every_rate else [""]
+    figure = Figure(figsize=(8, 5), layout="constrained")
     fine = [loss(row, study.unit) for row in rows if row["diverged"] is None]
-    top = min(max(fine), 1.6 * min(fine))
+    top = min(max(fine), 2 * min(fine)) + 0.05 * min(fine)
     for group, axis in zip(groups, figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]):
         for arm, color in zip([arm for arm in study.arms if arm.startswith(group)], COLORS):
             rates = rates_of(rows, arm)
-            means = []
             for rate in rates:
-                losses = losses_at(study, rows, arm, rate)
-                shown = [min(value, top) for value in losses]
-                axis.plot([rate] * len(losses), shown, "o", color=color, alpha=0.4, markersize=4)
-                axis.plot([rate] * sum(map(math.isinf, losses)), [top] * sum(map(math.isinf, losses)), "x", color=color)
-                means.append(statistics.mean(shown))
-            axis.plot(rates, means, color=color, label=arm)
+                losses = [min(value, top) for value in losses_at(study, rows, arm, rate)]
+                axis.plot([rate] * len(losses), losses, "o", color=color, alpha=0.4, markersize=4)
+            means = [statistics.mean(min(value, top) for value in losses_at(study, rows, arm, rate)) for rate in rates]
+            axis.plot(
+                rates, means, color=color, label=arm.removeprefix(group).removeprefix(", ") or "all as in the base"
+            )
+        lost = [row["learning_rate"] for row in rows if row["arm"].startswith(group) and row["diverged"] is not None]
+        if lost:
+            axis.plot(lost, [top] * len(lost), "x", color="black", markersize=9, label="diverged")
         axis.set_xscale("log")
+        axis.set_xticks(rates_of(rows), [f"{rate:g}" for rate in rates_of(rows)])
+        axis.minorticks_off()
         axis.set_xlabel("learning rate")
+        axis.set_title(group)
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=9)
     figure.axes[0].set_ylabel(UNITS[study.unit])
+    entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 

@@ -86,9 +86,12 @@ def test_differences_are_paired_by_seed():
         for arm in study.arms for seed in (0, 1, 2)
     ]  # fmt: skip
     table = ablate.table(study, rows)
-    assert "| gelu | 0.001 | 2 | 0 | 1.6500 ± 0.7778 | 1.0000 | +0.1500 | -0.4853 to +0.7853 | 30 |" in table
+    assert "| gelu | 0.001 | 2 | 0 | 1.6500 ± 0.7778 | 1.0000 | +0.1500 | -0.4853 to +0.7853 |\n" in table
     next(row for row in rows if (row["arm"], row["seed"]) == ("gelu", 2)).update(diverged=7, final=None)
-    assert "| gelu | 0.001 | 2 | 1 |  |  |  |  | 30 |" in ablate.table(study, rows)
+    assert "| gelu | 0.001 | 2 | 1 |  |  |  |  |\n" in ablate.table(study, rows)
+    assert "| swiglu | 0.001 | 2 | 0 | 1.5000 ± 0.7071 | 1.0000 |  |  | 30.0 |" in ablate.table(
+        replace(study, timed=True), rows
+    )
 
 
 @pytest.mark.parametrize("name", [path.parent.name for path in sorted((ROOT / ablate.RESULTS).glob("*/runs.jsonl"))])
