@@ -184,9 +184,17 @@ def chosen(study: Study, rows: list[dict], arm: str) -> list[dict]:
     return [row for row in rows if row["learning_rate"] == best]
 
 
+def difference(study: Study, rows: list[dict], arm: str) -> tuple[float, float] | None:
+    """How much higher an arm's loss is than the first one's, in pairs of one seed, and half of its 95% interval."""
+    own, reference = (
+        {row["seed"]: loss(row, study.unit) for row in chosen(study, rows, a)} for a in (arm, first(study))
+    )
+    pairs = [own[seed] - reference[seed] for seed in own if math.isfinite(own[seed]) and math.isfinite(reference[seed])]
+    return interval(pairs) if len(pairs) > 1 else None
+
+
 def compared(study: Study, rows: list[dict]) -> str:
     """Markdown: each arm at its best learning rate, beside the first one."""
-    reference = {row["seed"]: loss(row, study.unit) for row in chosen(study, rows, first(study))}
     what = "bits per byte" if study.unit == "bits_per_byte" else "loss"
     columns = ["arm", "learning rate", "n", "diverged", f"final {what}", f"best {what}", "difference", "95% interval"]
     lines = [columns + ["training [s]"] * study.timed]
@@ -198,9 +206,8 @@ def compared(study: Study, rows: list[dict]) -> str:
             final = [row[study.unit] for row in fine]
             best = [row["best"] * row[study.unit] / row["final"] for row in fine]
             cells[4:6] = f"{statistics.mean(final):.4f} ± {statistics.stdev(final):.4f}", f"{statistics.mean(best):.4f}"
-        pairs = [row[study.unit] - reference[row["seed"]] for row in fine if math.isfinite(reference[row["seed"]])]
-        if len(pairs) > 1 and arm != first(study):
-            mean, half = interval(pairs)
+        if arm != first(study) and (found := difference(study, rows, arm)):
+            mean, half = found
             cells[6:] = f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}"
         if study.timed:
             seconds = statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)

@@ -103,3 +103,15 @@ def test_committed_tables_are_those_of_the_runs(name):
     folder = ROOT / ablate.RESULTS / name
     table = ablate.table(ablate.STUDIES[name], runs.read_rows(folder / "runs.jsonl"))
     assert table == (folder / "table.md").read_text(encoding="utf-8").strip()
+
+
+def test_the_readme_has_what_the_studies_found():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, study in ablate.STUDIES.items():
+        rows = runs.read_rows(ROOT / ablate.RESULTS / name / "runs.jsonl")
+        if name == "norms":
+            assert ablate.compared(study, rows) in readme
+        elif name != "stability":
+            for arm in list(study.arms)[1:]:
+                mean, half = ablate.difference(study, rows, arm)
+                assert f"{arm} {mean:+.3f} ± {half:.3f}" in readme, (name, arm)
