@@ -1,0 +1,374 @@
+"""How does the loss fall with parameters and with text, and does what small models say of it hold for larger ones?
+
+python -m experiments.scaling              more than an hour on 2 cores; broken off, it goes on where it was
+python -m experiments.scaling --redraw     table and figures from the runs that are kept
+
+It looks for the best learning rate of a few sizes and fits a rule to them; trains five sizes on budgets of text that are
+read less than once; fits L(N, D) = E + A / N^alpha + B / D^beta; and lays that law beside a larger model and a longer
+budget that it has not seen. Last it trains every size on a megabyte of text, read many times over. It leaves runs.jsonl,
+table.md and figures in experiments/results/scaling/.
+"""
+
+import itertools
+import math
+import os
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+from cli import Parser, command
+from config import Config
+from dataset import is_prepared, load_dataset
+from experiments.ablate import markdown, next_rate
+from experiments.runs import read_rows, run_all, write_rows
+from model import GPTConfig, count_parameters
+from plot import COLORS
+from prepare import prepare
+
+RESULTS = Path("experiments/results/scaling")
+LONG, SHORT = "python_byte", "shakespeare_char"  # text that is read less than once, and text that is read many times
+BASE = Config(
+    run_name="run", block_size=128, batch_size=8, min_lr=0.0, eval_tokens=20_000, sample_interval=0, save_interval=0,
+    compile=False, device="cpu",
+)  # fmt: skip
+SIZES = ((2, 32), (2, 64), (4, 64), (6, 96), (8, 128), (10, 160))  # layers, and width in heads of 32; the last held out
+BUDGETS = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000)  # tokens; the last held out
+HELD_OUT = ((SIZES[-1], BUDGETS[3]), *((size, BUDGETS[-1]) for size in SIZES[2:]))
+RATES, RATE_SIZES, RATE_BUDGET = (2e-3, 4e-3, 8e-3), (SIZES[0], SIZES[2], SIZES[4]), 1_000_000
+EPOCHS = 10  # of the short text
+REPEATS = 200  # of the fit, with runs drawn anew
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the law
+
+
+@dataclass(frozen=True)
+class Law:
+    """L(N, D) = E + A / N^alpha + B / D^beta, in nats per token, of N parameters and D tokens (Hoffmann et al., 2022,
+    arXiv:2203.15556)."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def __call__(self, N, D):
+        return self.E + self.A / N**self.alpha + self.B / D**self.beta
+
+    def best_parameters(self, operations):
+        """The N for which a model trained with 6 N D operations reaches the lowest loss."""
+        ratio = self.alpha * self.A / (self.beta * self.B)
+        return ratio ** (1 / (self.alpha + self.beta)) * (operations / 6) ** (self.beta / (self.alpha + self.beta))
+
+
+def fit(N, D, L, starts: list[np.ndarray] | None = None) -> Law:
+    """The law that is nearest to losses L of N parameters and D tokens, each (n,), from the best of the starts."""
+    logs = [torch.tensor(np.log(values), dtype=torch.float64) for values in (N, D, L)]
+    _, (e, a, b, alpha, beta) = min(descend(start, *logs) for start in starts or find_starts(N, D, L))
+    return Law(math.exp(e), math.exp(a), math.exp(b), alpha, beta)
+
+
+def descend(start: np.ndarray, log_N, log_D, log_L, delta: float = 1e-3) -> tuple[float, list[float]]:
+    """L-BFGS from (log E, log A, log B, alpha, beta): the error at the end, and where that is.
+
+    The error is the Huber loss of the difference of logarithms, which a run gone wrong does not bend.
+    """
+    x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([x], max_iter=500, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+
+    def error():
+        optimizer.zero_grad()
+        e, a, b, alpha, beta = x
+        predicted = torch.logsumexp(torch.stack((e.expand_as(log_L), a - alpha * log_N, b - beta * log_D)), dim=0)
+        value = F.huber_loss(predicted, log_L, delta=delta, reduction="sum") / delta
+        value.backward()
+        return value
+
+    optimizer.step(error)
+    return error().item(), x.tolist()
+
+
+def find_starts(N, D, L, count: int = 8) -> list[np.ndarray]:
+    """The best of a grid of exponents, each with the E, A, B of least squares."""
+    found = []
+    for alpha, beta in itertools.product(np.arange(0.1, 1.3, 0.1), repeat=2):
+        terms = np.stack((np.ones(len(L)), N**-alpha, D**-beta), axis=1)
+        scales = np.maximum(np.linalg.lstsq(terms / L[:, None], np.ones(len(L)))[0], 1e-3)
+        error = np.abs(np.log(terms @ scales / L)).sum()
+        found.append((error, *np.log(scales), alpha, beta))
+    return [np.array(start) for _, *start in sorted(found)[:count]]
+
+
+def bootstrap(N, D, L, law: Law) -> list[Law]:
+    """Laws of as many runs drawn from these with replacement."""
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(len(L), size=len(L)) for _ in range(REPEATS))
+    start = np.array([*np.log([law.E, law.A, law.B]), law.alpha, law.beta])
+    return [fit(N[draw], D[draw], L[draw], [start]) for draw in draws]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the runs
+
+
+def count(size: tuple[int, int], vocab_size: int) -> tuple[int, int]:
+    """Parameters of a size's blocks and final norm, and of its embedding."""
+    layers, width = size
+    model = GPTConfig(vocab_size=vocab_size, n_layers=layers, d_model=width, n_heads=width // 32)
+    embedding = vocab_size * width
+    return count_parameters(model) - embedding, embedding
+
+
+def config_of(dataset: str, size: tuple[int, int], tokens: int, rate: float, seed: int) -> Config:
+    """A run whose cosine ends with its tokens, and whose warmup takes a tenth of them; on the short text it ends early
+    where the loss rises."""
+    layers, width = size
+    steps = tokens // BASE.tokens_per_step
+    evaluations, patience = (2 * EPOCHS, 4) if dataset == SHORT else (4, None)
+    return replace(
+        BASE, dataset=dataset, n_layers=layers, d_model=width, n_heads=width // 32, max_steps=steps,
+        warmup_steps=steps // 10, eval_interval=max(1, steps // evaluations), patience=patience, learning_rate=rate,
+        seed=seed, out_dir=f"out/scaling/{dataset}/{layers}x{width}/{tokens}-{rate:g}-{seed}",
+    )  # fmt: skip
+
+
+def best_rate(losses: dict[float, float]) -> float:
+    """The lowest point of the parabola, over the logarithm of the rate, through the best rate and its neighbours."""
+    rates = sorted(losses)
+    middle = min(max(rates.index(min(losses, key=losses.get)), 1), len(rates) - 2)
+    near = rates[middle - 1 : middle + 2]
+    a, b, _ = np.polyfit(np.log(near), [losses[rate] for rate in near], 2)
+    return math.exp(-b / (2 * a))
+
+
+def swept(rows: list[dict]) -> dict[int, dict[float, float]]:
+    """The losses of the search for learning rates, by the parameters of the blocks and the rate."""
+    losses = defaultdict(dict)
+    for row in rows:
+        if row["part"] == "rates":
+            losses[row["parameters"]][row["learning_rate"]] = math.inf if row["final"] is None else row["final"]
+    return losses
+
+
+def rate_rule(rows: list[dict]) -> tuple[float, float]:
+    """c and p of the rule: learning rate = c * (parameters of the blocks)^p."""
+    best = {parameters: best_rate(losses) for parameters, losses in swept(rows).items()}
+    p, log_c = np.polyfit(np.log(list(best)), np.log(list(best.values())), 1)
+    return math.exp(log_c), p
+
+
+def make(seeds: int, parallel: int) -> list[dict]:
+    """Every run of the analysis, with its part in it, its size and its tokens."""
+    rows = []
+
+    def run(part: str, dataset: str, points: list[tuple]) -> None:
+        """Makes the runs of (size, tokens, learning rate, seed)."""
+        results = run_all({point: config_of(dataset, *point) for point in points}, parallel)
+        vocab_size = load_dataset(dataset).tokenizer.vocab_size
+        for (size, tokens, rate, _), result in results.items():
+            parameters, embedding = count(size, vocab_size)
+            rows.append({"part": part, "size": "x".join(map(str, size)), "parameters": parameters,
+                         "embedding": embedding, "tokens": tokens, "learning_rate": rate, **result})  # fmt: skip
+
+    points = [(size, RATE_BUDGET, rate, 0) for rate in RATES for size in RATE_SIZES]
+    while points:
+        run("rates", LONG, points)
+        losses = swept(rows)
+        wanted = {size: next_rate(losses[count(size, 256)[0]], RATES[1] / RATES[0]) for size in RATE_SIZES}
+        points = [(size, RATE_BUDGET, rate, 0) for size, rate in wanted.items() if rate is not None]
+    c, p = rate_rule(rows)
+    rates = {size: float(f"{c * count(size, 256)[0] ** p:.2g}") for size in SIZES}
+    tried = range(1, seeds + 1)
+    run(
+        "fit",
+        LONG,
+        [(size, tokens, rates[size], seed) for seed in tried for tokens in BUDGETS[:-1] for size in SIZES[:-1]],
+    )
+    run("held out", LONG, [(size, tokens, rates[size], seed) for seed in tried for size, tokens in HELD_OUT])
+    run("short text", SHORT, [(size, EPOCHS * len(load_dataset(SHORT).train), rates[size], 1) for size in SIZES])
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what the analysis leaves
+
+
+def arrays(rows: list[dict], part: str, embedding: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Parameters, tokens and final losses of the runs of a part that did not diverge; with the embedding, or without."""
+    rows = [row for row in rows if row["part"] == part and row["final"] is not None]
+    found = [(row["parameters"] + embedding * row["embedding"], row["tokens"], row["final"]) for row in rows]
+    return tuple(np.array(found, dtype=float).T)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The middle 95% of them."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def laws_of(rows: list[dict], embedding: bool) -> tuple[Law, list[Law]]:
+    """The law of the runs that are fitted, and those of runs drawn from them."""
+    points = arrays(rows, "fit", embedding)
+    law = fit(*points)
+    return law, bootstrap(*points, law)
+
+
+def law_table(laws: dict[bool, tuple[Law, list[Law]]]) -> str:
+    lines = [["parameters counted", "E", "alpha", "beta", "A", "B"]]
+    for embedding, (law, others) in laws.items():
+        cells = [f"{getattr(law, name):.3f} ({spread([getattr(other, name) for other in others], 3)})"
+                 for name in ("E", "alpha", "beta")]  # fmt: skip
+        lines.append([f"{'with' if embedding else 'without'} embedding", *cells, f"{law.A:.3g}", f"{law.B:.3g}"])
+    return markdown(lines)
+
+
+def held_out_table(rows: list[dict], laws: dict[bool, tuple[Law, list[Law]]]) -> str:
+    lines = [["parameters", "tokens", "n", "measured", "predicted", "95% interval", "with embedding"]]
+    points = defaultdict(list)
+    for row in rows:
+        if row["part"] == "held out":
+            points[row["parameters"], row["embedding"], row["tokens"]].append(row["final"])
+    for (parameters, embedding, tokens), losses in points.items():
+        law, others = laws[False]
+        predicted = [other(parameters, tokens) for other in others]
+        lines.append([
+            f"{parameters:,}", f"{tokens:,}", f"{len(losses)}", f"{statistics.mean(losses):.4f}",
+            f"{law(parameters, tokens):.4f}", spread(predicted, 4), f"{laws[True][0](parameters + embedding, tokens):.4f}",
+        ])  # fmt: skip
+    return markdown(lines)
+
+
+def rate_table(rows: list[dict]) -> str:
+    c, p = rate_rule(rows)
+    lines = [["parameters of the blocks", "best learning rate", "by the rule"]]
+    for parameters, losses in sorted(swept(rows).items()):
+        lines.append([f"{parameters:,}", f"{best_rate(losses):.2g}", f"{c * parameters**p:.2g}"])
+    return markdown(lines)
+
+
+def frontier_table(law: Law) -> str:
+    """The best use of as many operations as our budgets stand for, and of ten and a hundred times as many."""
+    lines = [["operations", "best parameters", "tokens", "tokens per parameter", "predicted loss"]]
+    for operations in np.logspace(11, 16, 6):
+        N = law.best_parameters(operations)
+        D = operations / 6 / N
+        lines.append([f"{operations:.0e}", f"{N:,.0f}", f"{D:,.0f}", f"{D / N:.1f}", f"{law(N, D):.3f}"])
+    return markdown(lines)
+
+
+def short_text_table(rows: list[dict]) -> str:
+    lines = [["parameters", "learning rate", "best loss", "after epochs", "loss at the end"]]
+    for row in rows:
+        if row["part"] == "short text":
+            per_epoch = row["tokens"] / EPOCHS / BASE.tokens_per_step
+            step = row["val_steps"][row["val_losses"].index(min(row["val_losses"]))]
+            final = "diverged" if row["final"] is None else f"{row['final']:.4f}"
+            lines.append([f"{row['parameters']:,}", f"{row['learning_rate']:g}", f"{row['best']:.4f}",
+                          f"{step / per_epoch:.1f}", final])  # fmt: skip
+    return markdown(lines)
+
+
+def table(rows: list[dict], laws: dict[bool, tuple[Law, list[Law]]]) -> str:
+    law, others = laws[False]
+    parts = {
+        "Best learning rates, and the rule that all other runs follow": rate_table(rows),
+        "The law, with 95% intervals over runs drawn with replacement": law_table(laws),
+        "Runs that the law has not seen (without embedding, and last with it)": held_out_table(rows, laws),
+        "The best use of a number of operations, by the law without embedding": frontier_table(law),
+        f"One megabyte, read {EPOCHS} times at most": short_text_table(rows),
+    }
+    return "\n\n".join(f"{title}:\n\n{text}" for title, text in parts.items())
+
+
+def law_figure(rows: list[dict], law: Law) -> Figure:
+    """Loss against parameters, tokens and operations, measured and by the law, and the best tokens per parameter."""
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    (by_size, by_tokens), (by_operations, best) = figure.subplots(2, 2)
+    N, D, L = arrays(rows, "fit", False)
+    N2, D2, L2 = arrays(rows, "held out", False)
+    sizes, budgets = np.unique(np.concatenate((N, N2))), np.unique(np.concatenate((D, D2)))
+    for axis, x, x2, others, along in ((by_size, N, N2, budgets, (D, D2)), (by_tokens, D, D2, sizes, (N, N2))):
+        for value, color in zip(others, COLORS):
+            label = f"{value:,.0f} {'tokens' if axis is by_size else 'parameters'}"
+            axis.plot(x[along[0] == value], L[along[0] == value], "o", color=color, markersize=4, label=label)
+            axis.plot(x2[along[1] == value], L2[along[1] == value], "o", color=color, markersize=7, fillstyle="none")
+            line = np.geomspace(x.min(), x2.max(), 50)
+            losses = law(line, value) if axis is by_size else law(value, line)
+            for inside, style in ((line <= x.max(), "-"), (line >= x.max(), "--")):
+                axis.plot(line[inside], losses[inside], style, color=color, linewidth=0.8)
+    for value, color in zip(sizes, COLORS):
+        for x, y, d, marker in ((N, L, D, {"markersize": 4}), (N2, L2, D2, {"markersize": 7, "fillstyle": "none"})):
+            by_operations.plot(6 * (x * d)[x == value], y[x == value], "o", color=color, **marker)
+    operations = np.geomspace(6 * (N * D).min(), 100 * (N2 * D2).max(), 50)
+    inside = operations <= 6 * (N * D).max()
+    tokens = operations / 6 / law.best_parameters(operations)
+    for chosen, style in ((inside, "-"), (~inside, "--")):
+        by_operations.plot(
+            operations[chosen], law(law.best_parameters(operations), tokens)[chosen], style, color="black"
+        )
+        best.plot(operations[chosen], (tokens / law.best_parameters(operations))[chosen], style, color="black")
+    best.axhline(20, color="gray", linestyle=":")
+    best.text(operations[0], 22, "Chinchilla: 20", color="gray")
+    labels = ("parameters of the blocks", "tokens trained on", "operations", "operations")
+    for axis, label in zip(figure.axes, labels):
+        axis.set_xscale("log")
+        axis.set_xlabel(label)
+        axis.set_ylabel("final validation loss [nats per token]")
+        axis.grid(alpha=0.3)
+    by_tokens.set_xticks(budgets, [f"{tokens / 1e6:g}M" for tokens in budgets])
+    by_tokens.minorticks_off()
+    best.set_yscale("log")
+    best.set_ylabel("best tokens per parameter")
+    by_size.legend(frameon=False, fontsize=8)
+    by_tokens.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def short_text_figure(rows: list[dict]) -> Figure:
+    """Validation loss over epochs, a line for each size: where more parameters stop helping."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for row, color in zip([row for row in rows if row["part"] == "short text"], COLORS):
+        per_epoch = row["tokens"] / EPOCHS / BASE.tokens_per_step
+        epochs, losses = np.array(row["val_steps"][1:]) / per_epoch, row["val_losses"][1:]
+        axis.plot(epochs, losses, "o-", color=color, markersize=3, label=f"{row['parameters']:,} parameters")
+    axis.set_xlabel("epochs")
+    axis.set_ylabel("validation loss [nats per token]")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+@command
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="-m experiments.scaling", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=2, help="of the runs on long text (default: %(default)s)")
+    parser.add_argument("--parallel", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    parser.add_argument("--redraw", action="store_true", help="train nothing: table and figures from runs.jsonl")
+    args = parser.parse_args(argv)
+    if min(args.seeds, args.parallel) < 1:
+        parser.error("--seeds and --parallel must be at least 1")
+    if not args.redraw:
+        for dataset in (LONG, SHORT):
+            if not is_prepared(dataset):
+                prepare(dataset)
+        write_rows(args.results / "runs.jsonl", make(args.seeds, args.parallel))
+    rows = read_rows(args.results / "runs.jsonl")
+    laws = {embedding: laws_of(rows, embedding) for embedding in (False, True)}
+    text = table(rows, laws)
+    (args.results / "table.md").write_text(text + "\n", encoding="utf-8")
+    law_figure(rows, laws[False][0]).savefig(args.results / "law.png", dpi=110)
+    short_text_figure(rows).savefig(args.results / "short_text.png", dpi=110)
+    print(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
