@@ -74,7 +74,7 @@ def quote(argument: str) -> str:
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, line ends and all, without the mark that Windows puts before it. Raises UserError."""
+    """The text of a UTF-8 file, line ends and all, without a byte order mark. Raises UserError."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -137,18 +137,13 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "model_max_length": config.block_size,
     }  # fmt: skip
-    generation = {
-        "max_new_tokens": max(1, config.block_size // 2)
-    }  # of whoever says nothing: there is no sliding window
+    # how much is generated where nobody says it: past the block there is no sliding window
+    generation = {"max_new_tokens": max(1, config.block_size // 2)}
     if tokenizer.kind != "bpe":
         return own, generation | {"bos_token_id": None, "eos_token_id": None}
     end, number = tokenizer.decode([tokenizer.start_id]), tokenizer.start_id
-    own |= {
-        "bos_token": end,
-        "eos_token": end,
-        "pad_token": end,
-        "split_special_tokens": True,
-    }  # in a text they are text
+    own |= {"bos_token": end, "eos_token": end, "pad_token": end}
+    own["split_special_tokens"] = True  # in a text they are text
     return own, generation | {"bos_token_id": number, "eos_token_id": number, "pad_token_id": number}
 
 

@@ -17,10 +17,8 @@ from tokenizer import Tokenizer, UnknownCharacters
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """The prompt's ids; without a prompt, the id that a text starts from. Raises UserError."""
-    if (
-        tokenizer.kind == "char" and "\r" not in tokenizer.characters
-    ):  # it was trained on other line ends than Windows's
-        text = text.replace("\r", "")
+    if tokenizer.kind == "char" and "\r" not in tokenizer.characters:
+        text = text.replace("\r", "")  # the line ends of Windows, of which its training text had none
     try:
         return tokenizer.encode(text).tolist() or [tokenizer.start_id]
     except UnicodeEncodeError:

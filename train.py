@@ -310,7 +310,7 @@ class Run:
             raise UserError(f"{path} has another architecture: {' '.join(str(error).split())[:200]}") from None
 
     def evaluate(self) -> tuple[float, bool]:
-        """The validation loss, and whether it is the best so far; a model that has learnt nothing is never the best."""
+        """The validation loss, and whether it is the best so far; weights that have learnt nothing are never the best."""
         loss = mean_loss(self.result, self.dataset.val, self.dtype, self.config.eval_tokens)
         better = loss < self.best_val_loss and (self.step > 0 or self.config.init_from is not None)
         if better:
@@ -378,8 +378,10 @@ def train(config: Config) -> dict:
 
 
 def loop(run: Run, batches: Batches, forward, metrics: Metrics) -> bool:
-    """The steps from run.step on, with evaluations, saves, samples and log lines between them; whether they came to
-    their end."""
+    """The steps from run.step on, with evaluations, saves, samples and log lines between them.
+
+    Returns whether the run is finished, and was not stopped.
+    """
     config, dataset, model = run.config, run.dataset, run.result
     device, start, first = model.token_embedding.weight.device, run.step, distributed.rank() == 0
     before = metrics.seconds

@@ -33,8 +33,7 @@ def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
 
 
 def read_pieces(path: Path) -> Iterator[str]:
-    """The text of a file, piece by piece, without the mark that Windows puts before it. Raises UserError if it is not
-    UTF-8."""
+    """The text of a file, piece by piece, without a byte order mark. Raises UserError if it is not UTF-8."""
     offset = 0
     with open(path, "rb") as file:
         if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:

@@ -280,9 +280,8 @@ def rates_figure(study: Study, rows: list[dict]) -> Figure:
                 losses = [min(value, top) for value in losses_at(study, rows, arm, rate)]
                 axis.plot([rate] * len(losses), losses, "o", color=color, alpha=0.4, markersize=4)
             means = [statistics.mean(min(value, top) for value in losses_at(study, rows, arm, rate)) for rate in rates]
-            axis.plot(
-                rates, means, color=color, label=arm.removeprefix(group).removeprefix(", ") or "all as in the base"
-            )
+            label = arm.removeprefix(group).removeprefix(", ") or "all as in the base"
+            axis.plot(rates, means, color=color, label=label)
         lost = [row["learning_rate"] for row in rows if row["arm"].startswith(group) and row["diverged"] is not None]
         if lost:
             axis.plot(lost, [top] * len(lost), "x", color="black", markersize=9, label="diverged")
@@ -302,25 +301,20 @@ def rates_figure(study: Study, rows: list[dict]) -> Figure:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.ablate", description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        choices=range(2, 11),
-        metavar="N",
-        help="runs of each arm at its best learning rate, 2 to 10",
-    )
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of a run")
+    counts = {"type": int, "metavar": "N"}
+    parser.add_argument("--seeds", **counts, choices=range(2, 11), help="runs of each arm at its best rate, 2 to 10")
+    parser.add_argument("--steps", **counts, help="steps of a run")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; on a GPU the models have 10M parameters")
-    parser.add_argument("--parallel", type=int, metavar="N", help="runs at a time (on a CPU: one for each core)")
+    parser.add_argument("--parallel", **counts, help="runs at a time (on a CPU: one for each core)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     parser.add_argument("--redraw", action="store_true", help="train nothing: table and figures from runs.jsonl")
     args = parser.parse_args(argv)
-    if min(args.steps or 1, args.parallel or 1) < 1:
+    if any(value is not None and value < 1 for value in (args.steps, args.parallel)):
         parser.error("--steps and --parallel must be at least 1")
     study, folder = STUDIES[args.study], args.results / args.study
     if not args.redraw:
         device, _ = pick_device(args.device)
-        base = replace(CPU if device.type == "cpu" else GPU, device=device.type)
+        base = replace(CPU if device.type == "cpu" else GPU, device=str(device))
         if args.steps:
             warmup = base.warmup_steps * args.steps // base.max_steps
             study, base = replace(study, length=1.0), replace(base, max_steps=args.steps, warmup_steps=warmup)

@@ -365,7 +365,7 @@ def test_a_dataset_that_is_in_use_stays_where_windows_lets_nobody_replace_it(dat
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
-def test_the_mark_of_windows_before_a_text_is_no_part_of_it(folder, kind):
+def test_a_byte_order_mark_is_no_part_of_a_text(folder, kind):
     (folder / "plain.txt").write_bytes(b"\xe9 a\r\nb ".replace(b"\xe9", "é".encode()) * 20)
     (folder / "marked.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "plain.txt").read_bytes())
     for name in ("plain", "marked"):
