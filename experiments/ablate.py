@@ -9,12 +9,10 @@ there with every other seed. Broken off, it goes on where it was. It leaves runs
 experiments/results/<study>/.
 """
 
-import hashlib
-import json
 import math
 import os
 import statistics
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -23,7 +21,7 @@ from cli import Parser, command
 from config import Config
 from dataset import is_prepared, load_dataset
 from device import pick_device
-from experiments.runs import STUDENT, interval, read_rows, run_all, write_rows
+from experiments.runs import STUDENT, in_own_folder, interval, read_rows, run_all, write_rows
 from model import count_parameters
 from plot import COLORS
 from prepare import prepare
@@ -105,7 +103,7 @@ UNITS = {"final": "final validation loss [nats per token]", "bits_per_byte": "bi
 
 
 def config_of(study: Study, base: Config, arm: str, rate: float, seed: int) -> Config:
-    """The run of an arm; fewer steps shorten its warmup as well. Runs of equal settings share a folder, and are made once."""
+    """The run of an arm; fewer steps shorten its warmup as well."""
     settings = dict(study.arms[arm])
     width, batch, length = (settings.pop(name, 1) for name in ("width", "batch", "length"))
     scaled = {"d_model": round(width * base.d_model), "batch_size": round(batch * base.batch_size)}
@@ -116,8 +114,7 @@ def config_of(study: Study, base: Config, arm: str, rate: float, seed: int) -> C
     steps = max(1, round(length * base.max_steps))
     config = replace(config, max_steps=steps, warmup_steps=round(length * config.warmup_steps),
                      eval_interval=max(1, steps // 4))  # fmt: skip
-    code = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:8]
-    return replace(config, out_dir=f"out/ablate/{rate:g}-{seed}-{code}")
+    return in_own_folder(config, "out/ablate")
 
 
 def operations(config: Config) -> int:

@@ -1,5 +1,6 @@
 """Many small training runs: each made once and kept as a result; what is missing is made when it is asked for again."""
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -8,6 +9,7 @@ import statistics
 from collections.abc import Hashable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +33,12 @@ def interval(values: list[float]) -> tuple[float, float]:
     """The mean of 2 to 10 values, and half the width of its 95% interval (Student's t)."""
     half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
     return statistics.mean(values), half
+
+
+def in_own_folder(config: Config, parent: str) -> Config:
+    """The run in a folder that is named by all its settings: runs of equal settings share it, and are made once."""
+    code = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:8]
+    return replace(config, out_dir=f"{parent}/{config.learning_rate:g}-{config.seed}-{code}")
 
 
 def make_run(config: Config) -> dict | None:

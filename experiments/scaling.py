@@ -26,7 +26,7 @@ from cli import Parser, command
 from config import Config
 from dataset import is_prepared, load_dataset
 from experiments.ablate import markdown, next_rate
-from experiments.runs import read_rows, run_all, write_rows
+from experiments.runs import in_own_folder, read_rows, run_all, write_rows
 from model import GPTConfig, count_parameters
 from plot import COLORS
 from prepare import prepare
@@ -38,10 +38,10 @@ BASE = Config(
     compile=False, device="cpu",
 )  # fmt: skip
 SIZES = ((2, 32), (2, 64), (4, 64), (6, 96), (8, 128), (10, 160))  # layers, and width in heads of 32; the last held out
-BUDGETS = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000)  # tokens; the last held out
-HELD_OUT = ((SIZES[-1], BUDGETS[3]), *((size, BUDGETS[-1]) for size in SIZES[2:]))
+BUDGETS = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000)  # tokens; the last held out
+HELD_OUT = ((SIZES[2], BUDGETS[-1]), (SIZES[3], BUDGETS[-1]), (SIZES[-1], BUDGETS[-3]), (SIZES[-1], BUDGETS[-1]))
 RATES, RATE_SIZES, RATE_BUDGET = (2e-3, 4e-3, 8e-3), (SIZES[0], SIZES[2], SIZES[4]), 1_000_000
-EPOCHS = 10  # of the short text
+EPOCHS = 8  # of the short text
 REPEATS = 200  # of the fit, with runs drawn anew
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,11 +132,12 @@ def config_of(dataset: str, size: tuple[int, int], tokens: int, rate: float, see
     layers, width = size
     steps = tokens // BASE.tokens_per_step
     evaluations, patience = (2 * EPOCHS, 4) if dataset == SHORT else (4, None)
-    return replace(
+    config = replace(
         BASE, dataset=dataset, n_layers=layers, d_model=width, n_heads=width // 32, max_steps=steps,
         warmup_steps=steps // 10, eval_interval=max(1, steps // evaluations), patience=patience, learning_rate=rate,
-        seed=seed, out_dir=f"out/scaling/{dataset}/{layers}x{width}/{tokens}-{rate:g}-{seed}",
+        seed=seed,
     )  # fmt: skip
+    return in_own_folder(config, "out/scaling")
 
 
 def best_rate(losses: dict[float, float]) -> float:
@@ -169,13 +170,15 @@ def make(seeds: int, parallel: int) -> list[dict]:
     rows = []
 
     def run(part: str, dataset: str, points: list[tuple]) -> None:
-        """Makes the runs of (size, tokens, learning rate, seed)."""
-        results = run_all({point: config_of(dataset, *point) for point in points}, parallel)
+        """Makes the runs of (size, tokens, learning rate, seed), the long ones first so that no core waits at the end."""
         vocab_size = load_dataset(dataset).tokenizer.vocab_size
-        for (size, tokens, rate, _), result in results.items():
+        long_first = sorted(points, key=lambda point: -count(point[0], vocab_size)[0] * point[1])
+        results = run_all({point: config_of(dataset, *point) for point in long_first}, parallel)
+        for point in points:
+            size, tokens, rate, _ = point
             parameters, embedding = count(size, vocab_size)
             rows.append({"part": part, "size": "x".join(map(str, size)), "parameters": parameters,
-                         "embedding": embedding, "tokens": tokens, "learning_rate": rate, **result})  # fmt: skip
+                         "embedding": embedding, "tokens": tokens, "learning_rate": rate, **results[point]})  # fmt: skip
 
     points = [(size, RATE_BUDGET, rate, 0) for rate in RATES for size in RATE_SIZES]
     while points:
