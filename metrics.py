@@ -33,8 +33,11 @@ def read_metrics(path: str | Path) -> list[dict]:
                     break
                 try:
                     row = json.loads(line)
-                    if type(row["step"]) is not int or not all(abs(value) < 2**63 for value in row.values()):
+                    numbers = [value for name, value in row.items() if name != "sample"]
+                    if type(row["step"]) is not int or not all(abs(value) < 2**63 for value in numbers):
                         raise ValueError("not a step, or a value that nobody measured")
+                    if type(row.get("sample", "")) is not str:
+                        raise ValueError("a sample is text")
                     rows.append(row)
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     broken = number
@@ -46,7 +49,7 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 
 class Metrics:
-    """Writes what is measured at each step, with `step`, `tokens` and `seconds` (of training, not of evaluation).
+    """Writes what is measured at each step, and samples, with `step`, `tokens` and `seconds` (of training alone).
 
     Losses and gradient norms stay on the device until collect(): reading each at once would make the loop wait for it.
     Of several processes the first one writes.
@@ -57,7 +60,7 @@ class Metrics:
 
         overflows: infinite gradient norms are no error, because float16's GradScaler skips such steps.
         """
-        self.file, self.wandb, self.seconds = None, None, 0.0
+        self.file, self.wandb, self.seconds, self.samples = None, None, 0.0, []
         if distributed.rank() == 0:
             kept = [row for row in read_metrics(path) if row["step"] < start] if start and path.exists() else []
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,9 +70,10 @@ class Metrics:
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # whole lines, at once
             self.wandb = start_wandb(config, run_id)
             self.seconds = kept[-1].get("seconds", 0.0) if kept else 0.0
+            self.samples = [[row["step"], row["sample"]] for row in kept if "sample" in row]
         self.tokens_per_step = config.tokens_per_step
         self.overflows = overflows
-        self.pending, self.samples, self.timed_since = [], [], None
+        self.pending, self.timed_since = [], None
 
     def __enter__(self):
         return self
@@ -109,18 +113,23 @@ class Metrics:
                     " the checkpoints saved before are still good",
                     step,
                 )
-        seconds = self.now() if seconds is None else seconds
-        row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(seconds, 3), **measured}
-        if self.file:
-            self.file.write(json.dumps(row) + "\n")
+        row = self.keep(step, measured, self.now() if seconds is None else seconds)
         self.tell_wandb(lambda: self.wandb.log(row))
 
+    def keep(self, step: int, values: dict, seconds: float) -> dict:
+        """Writes a line into the file, and returns it."""
+        row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(seconds, 3), **values}
+        if self.file:
+            self.file.write(json.dumps(row) + "\n")
+        return row
+
     def speed(self, step: int, tokens_per_second: float) -> None:
-        """For Weights & Biases alone, as are the next two: the file has what a run and its repetition share."""
+        """For Weights & Biases alone: the file has what a run and its repetition share."""
         self.tell_wandb(lambda: self.wandb.log({"step": step, "train/tokens_per_second": tokens_per_second}))
 
     def sample(self, step: int, text: str) -> None:
-        """Adds a sample to the table of them."""
+        """Writes a text that the model made; in Weights & Biases they are a table."""
+        self.keep(step, {"sample": text}, self.now())
         self.samples.append([step, text])
 
         def tell():
@@ -131,7 +140,7 @@ class Metrics:
         self.tell_wandb(tell)
 
     def finish(self, step: int, curves: Path, best: Path | None) -> None:
-        """Shows the figure of the curves, and keeps the checkpoint `best` as an artifact."""
+        """For Weights & Biases alone: the figure of the curves, and the checkpoint `best` as an artifact."""
 
         def tell():
             import wandb

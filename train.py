@@ -413,7 +413,7 @@ def loop(run: Run, batches: Batches, forward, metrics: Metrics) -> bool:
                 bar.write(f"{config.patience} evaluations without a better loss: the run ends here", file=sys.stdout)
             if finished or stopped:
                 break
-            if first and config.sample_interval and step > start and step % config.sample_interval == 0:
+            if first and config.sample_interval and step > 0 and step % config.sample_interval == 0:
                 text = sample(model, dataset, config, 200)
                 bar.write(f"--- sample at step {step:,} ---\n{text}\n---", sys.stdout)
                 metrics.sample(step, text)

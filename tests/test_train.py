@@ -161,6 +161,8 @@ def test_a_run_learns_and_leaves_its_files(dataset, tiny, capsys):
     assert checkpoint.load("out/tiny_last.pt")["step"] == 60
     printed = capsys.readouterr().out
     assert "best so far" in printed and "sample at step 30" in printed and "a sample of it" in printed
+    samples = {row["step"]: row["sample"] for row in read_metrics("out/tiny_metrics.jsonl") if "sample" in row}
+    assert list(samples) == [30, 60] and all(text in printed for text in samples.values())
     assert open("out/tiny_curves.png", "rb").read(4) == b"\x89PNG"
 
 
@@ -171,7 +173,7 @@ def test_metrics_have_a_line_for_every_step_and_evaluation(dataset, tiny):
     assert [row["step"] for row in rows if "val/loss" in row] == [0, 4, 8, 12]
     for row in rows:
         assert row["tokens"] == row["step"] * 4 * 32 and row["seconds"] >= 0
-        assert row.keys() >= {"train/loss", "train/lr", "train/grad_norm"} or row.keys() >= {"val/loss"}
+        assert row.keys() >= {"train/loss", "train/lr", "train/grad_norm"} or row.keys() & {"val/loss", "sample"}
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_loss(folder, tiny):
@@ -201,7 +203,8 @@ def test_how_often_one_looks_and_who_listens_changes_nothing(dataset, tiny, caps
 
 @pytest.mark.parametrize("choices", [{"optimizer": "muon", "ema_decay": 0.9}, {"batch_order": "random"}])
 def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, choices, monkeypatch, capsys):
-    settings = {"dropout": 0.2, "micro_batch_size": 2, "max_steps": 13, "batch_size": 8, "block_size": 128, **choices}
+    settings = {"dropout": 0.2, "micro_batch_size": 2, "max_steps": 13, "batch_size": 8, "block_size": 128,
+                "sample_interval": 7, **choices}  # fmt: skip
     train(tiny(**settings, run_name="whole"))
 
     stop_at(monkeypatch, 6)
@@ -211,7 +214,7 @@ def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, choices, monkeypa
     assert checkpoint.load("out/tiny_last.pt")["step"] == 7
     assert "python train.py --run_name=tiny --resume" in capsys.readouterr().out
     monkeypatch.undo()
-    os.chdir(dataset)
+    monkeypatch.chdir(dataset)
     assert loop.main(["none.py", "--run_name=tiny", "--resume"]) == 0
     assert same(weights("out/whole_last.pt"), weights("out/tiny_last.pt"))
     assert same(weights("out/whole_best.pt"), weights("out/tiny_best.pt"))
@@ -268,7 +271,7 @@ def test_a_new_run_keeps_the_best_of_the_old_one(dataset, tiny, monkeypatch, cap
     assert not train(tiny(seed=2))["finished"]
     assert same(weights("out/tiny_best.pt"), old) and not os.path.exists("out/tiny_best.prev.pt")
     monkeypatch.undo()
-    os.chdir(dataset)
+    monkeypatch.chdir(dataset)
     train(tiny(seed=2, resume=True))
     assert "tiny_best.prev.pt" in capsys.readouterr().out
     assert same(weights("out/tiny_best.prev.pt"), old) and not same(weights("out/tiny_best.pt"), old)
@@ -297,7 +300,7 @@ def test_the_average_of_the_weights_is_evaluated_saved_and_sampled(dataset, tiny
     assert same(state["raw_model"], followed[-1]) and not same(state["model"], state["raw_model"])
     model, _ = checkpoint.build(state, torch.device("cpu"))
     loss = loop.mean_loss(model, load_dataset("verses_char").val, torch.float32)
-    assert read_metrics("out/tiny_metrics.jsonl")[-1]["val/loss"] == pytest.approx(loss)
+    assert loop.summarize(read_metrics("out/tiny_metrics.jsonl"))["val_losses"][-1] == pytest.approx(loss)
     assert loop.sample(model, load_dataset("verses_char"), tiny(), 500) in capsys.readouterr().out
 
 
@@ -433,7 +436,7 @@ def test_compiled_blocks_learn_the_same(dataset):
         status, _, error = run("train.py", "tiny.py", *settings)
         assert status == 0, error
         rows = read_metrics(dataset / "out" / f"{compiled}_metrics.jsonl")
-        losses.append([row.get("train/loss", row.get("val/loss")) for row in rows])
+        losses.append([row.get("train/loss", row.get("val/loss")) for row in rows if "sample" not in row])
     assert len(losses[0]) == 9 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -514,7 +517,7 @@ def test_weights_and_biases_gets_everything_and_a_resumed_run_goes_on_there(data
     assert set(sent["val/loss"]) >= {row["val/loss"] for row in rows if "val/loss" in row}
     assert set(sent["step"]) == set(range(13)) and sent["tokens"][-1] == rows[-1]["tokens"] and sent["seconds"]
     assert 1 < min(sent["train/tokens_per_second"]) <= max(sent["train/tokens_per_second"]) < 1e6
-    assert sent["samples/nrows"] == [1, 2, 1, 2]  # at step 5 and the end, at step 10 and the end
+    assert sent["samples/nrows"] == [1, 2, 2, 3]  # at step 5 and the end; the one of step 5, at step 10 and the end
     assert sent["curves/_type"] == ["image-file"] * 2
     assert sent["config learning_rate"][0] == config.learning_rate
     assert sent["artifact"].count(f"{sent['run'][0]}-best") == 2
