@@ -3,8 +3,8 @@
 # A 10M model (10,720,896 parameters) on 11 MB of Python: the standard library of the Python that runs this.
 # Bytes, because code has few rare characters and much white space that should be learnt as such.
 # On a GPU: not measured yet.
-# Without a GPU the on_cpu block trains 0.8M parameters; with --max_steps=300: 1.540 nats, 2.22 bits a byte, in about a
-# minute and a half on 2 cores of an AMD EPYC.
+# Without a GPU the on_cpu block trains 0.8M parameters: validation loss 1.390, 2.01 bits a byte, in 77 seconds on 2 cores of an
+# AMD EPYC with bfloat16.
 
 run_name = "python_byte"
 dataset = "python_byte"

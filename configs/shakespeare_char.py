@@ -31,6 +31,6 @@ on_cpu = dict(
     max_steps=1250,
     eval_interval=250,
     eval_tokens=20_000,      # the whole validation split takes three seconds: only at the end
-    sample_interval=625,
+    sample_interval=250,
     log_interval=10,
 )

@@ -1,6 +1,6 @@
 """Which choices matter? Every arm of a study at a learning rate of its own, with the same seeds, compared in pairs.
 
-python -m experiments.ablate norms                     or stability, positions, mlp, tokenizer, optimizer
+python -m experiments.ablate norms                     or stability, positions, mlp, shape, tokenizer, optimizer
 python -m experiments.ablate norms --redraw            table and figures from the runs that are kept
 python -m experiments.ablate norms --steps 50 --seeds 2 --results /tmp/norms     smaller, elsewhere
 
@@ -21,7 +21,7 @@ from cli import Parser, command
 from config import Config
 from dataset import is_prepared, load_dataset
 from device import pick_device
-from experiments.runs import STUDENT, in_own_folder, interval, read_rows, run_all, write_rows
+from experiments.runs import STUDENT, in_own_folder, interval, markdown, read_rows, run_all, write_rows
 from model import count_parameters
 from plot import COLORS
 from prepare import prepare
@@ -30,6 +30,7 @@ RESULTS = Path("experiments/results")
 SEARCH_SEED = 0  # of the runs that look for a learning rate
 MOST_RATES = 8  # at which one arm is tried; it takes more than the first ones where the best lies at an edge
 SPREAD = 0.010  # standard deviation of the difference of two runs of one seed, nats: what experiments.recipe found
+FACTORS = {"depth": "n_layers", "width": "d_model", "heads": "n_heads", "batch": "batch_size"}  # of settings, by name
 TOLERANCE = 0.5  # nats above the arm's best loss at which a learning rate counts as too high to train
 
 # The 10M model of configs/shakespeare_char.py, and for a CPU one of the same depth and a quarter of its width. Not
@@ -45,8 +46,8 @@ CPU = replace(GPU, d_model=96, n_heads=3, block_size=128, dropout=0.0, batch_siz
 class Study:
     """Arms by name, each a few settings that differ from the base; the first is what the others are compared with.
 
-    Three more may stand among an arm's settings, factors of the base's: "width" of d_model, "batch" of batch_size, and
-    "length" of max_steps.
+    More may stand among an arm's settings, factors of the base's: "depth" of n_layers, "width" of d_model, "heads" of
+    n_heads, "batch" of batch_size, and "length" of max_steps.
     """
 
     question: str
@@ -87,6 +88,13 @@ STUDIES = {
         {kind: {"mlp_type": kind} for kind in ("swiglu", "gelu", "relu2")},
         seeds=5,
     ),
+    "shape": Study(
+        "Deep or wide, at equal operations?",
+        {"6 layers": {}, "1 layer, 7/3 as wide": {"depth": 1 / 6, "width": 7 / 3, "heads": 7 / 3},
+         "3 layers, 4/3 as wide": {"depth": 1 / 2, "width": 4 / 3, "heads": 4 / 3},
+         "14 layers, 2/3 as wide": {"depth": 7 / 3, "width": 2 / 3, "heads": 2 / 3}},
+        seeds=5, equal_operations=True, timed=True,
+    ),
     "tokenizer": Study(
         "Characters, bytes or BPE, at equal operations?",
         {"byte": {"dataset": "python_byte"}, "char": {"dataset": "python_char"},
@@ -105,9 +113,10 @@ UNITS = {"final": "final validation loss [nats per token]", "bits_per_byte": "bi
 def config_of(study: Study, base: Config, arm: str, rate: float, seed: int) -> Config:
     """The run of an arm; fewer steps shorten its warmup as well."""
     settings = dict(study.arms[arm])
-    width, batch, length = (settings.pop(name, 1) for name in ("width", "batch", "length"))
-    scaled = {"d_model": round(width * base.d_model), "batch_size": round(batch * base.batch_size)}
-    config = replace(base, **scaled, **settings, learning_rate=rate, seed=seed)
+    length = settings.pop("length", 1)
+    for factor, name in FACTORS.items():
+        settings[name] = round(settings.pop(factor, 1) * getattr(base, name))
+    config = replace(base, **settings, learning_rate=rate, seed=seed)
     length *= study.length
     if study.equal_operations:
         length *= operations(replace(base, **study.arms[first(study)])) / operations(config)
@@ -213,12 +222,6 @@ def compared(study: Study, rows: list[dict]) -> str:
     return markdown(lines)
 
 
-def markdown(lines: list[list[str]]) -> str:
-    """A table, of which the first line is the head."""
-    head, *rows = ("| " + " | ".join(cells) + " |" for cells in lines)
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
-
-
 def by_rate(study: Study, rows: list[dict]) -> str:
     """Markdown: each arm at each learning rate, how many of its runs diverged there, and the highest at which it trains."""
     rates = rates_of(rows)
@@ -294,6 +297,15 @@ def rates_figure(study: Study, rows: list[dict]) -> Figure:
     return figure
 
 
+def redraw(study: Study, folder: Path) -> None:
+    """Table and figures from the runs that are kept."""
+    rows = read_rows(folder / "runs.jsonl")
+    (folder / "table.md").write_text(table(study, rows) + "\n", encoding="utf-8")
+    rates_figure(study, rows).savefig(folder / "learning_rates.png", dpi=110)
+    if not study.every_rate:
+        arms_figure(study, rows).savefig(folder / "arms.png", dpi=110)
+
+
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.ablate", description=__doc__.splitlines()[0])
@@ -325,12 +337,8 @@ def main(argv: list[str]) -> None:
         )
         parallel = args.parallel or (os.cpu_count() if device.type == "cpu" else 1)
         write_rows(folder / "runs.jsonl", make(study, base, seeds, parallel))
-    rows = read_rows(folder / "runs.jsonl")
-    (folder / "table.md").write_text(table(study, rows) + "\n", encoding="utf-8")
-    rates_figure(study, rows).savefig(folder / "learning_rates.png", dpi=110)
-    if not study.every_rate:
-        arms_figure(study, rows).savefig(folder / "arms.png", dpi=110)
-    print(table(study, rows))
+    redraw(study, folder)
+    print((folder / "table.md").read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

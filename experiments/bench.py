@@ -5,7 +5,7 @@ python -m experiments.bench commands    --nanogpt DIR  whole commands: how long,
 python -m experiments.bench generation  --nanogpt DIR  tokens per second, one stream and ten at once
 python -m experiments.bench preparation                from text to ids; prepare.py on 30, 100 and 300 MB
 python -m experiments.bench cost                       time and memory of a step against width, depth, context and batch
-python -m experiments.bench table                      what was measured, as the README has it
+python -m experiments.bench table                      table.md, from what was measured
 
 --nanogpt is a checkout of github.com/karpathy/nanoGPT anywhere on the disk, its data/shakespeare_char prepared. Programs
 alternate, and what counts is the median over the rounds. Results go to --out, as JSON.
@@ -399,6 +399,12 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def write_table(folder: Path) -> None:
+    text = table(folder)
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
 def machine(device: torch.device) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -420,7 +426,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.what == "table":
-        print(table(args.out))
+        write_table(args.out)
         return
     device, _ = pick_device(args.device)
     measure = {
@@ -440,7 +446,7 @@ def main(argv: list[str]) -> None:
         cost_figure(rows).savefig(args.out / "cost.png", dpi=110)
         print(f"{args.out / 'cost.png'}")
     else:
-        print(table(args.out))
+        write_table(args.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which choices of configs/shakespeare_char.py's on_cpu block matter? One change at a time, at equal tokens.
 
 python -m experiments.recipe [--seeds 1 2 3] [--parallel 2]   half an hour on 2 cores; broken off, it goes on
-python -m experiments.recipe --table                          what was measured, as the README has it
+python -m experiments.recipe --redraw                         the table, from the runs that are kept
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cli import Parser, command
 from config import Config, load_config
-from experiments.runs import interval, read_rows, run_all, write_rows
+from experiments.runs import interval, markdown, plus_minus, read_rows, run_all, write_rows
 
-RESULTS = Path("experiments/results/recipe.jsonl")
+RESULTS = Path("experiments/results/recipe")
 STEPS = 500  # of 2,048 tokens: one epoch
 SHIPPED = "as shipped"
 ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3}
@@ -72,16 +72,15 @@ def configs(seeds: list[int]) -> dict[str, Config]:
 def table(rows: list[dict]) -> str:
     """Markdown: each arm's mean loss, and its paired difference from what is shipped with a 95% interval."""
     losses = {arm: {row["seed"]: row["final"] for row in rows if row["arm"] == arm} for arm in ARMS}
-    lines = ["| change | validation loss | difference |", "|---|---|---|"]
+    lines = [["change", "validation loss", "difference"]]
     for arm, by_seed in losses.items():
         if diverged := sum(loss is None for loss in by_seed.values()):
-            lines.append(f"| {arm} | diverged in {diverged} of {len(by_seed)} runs | |")
+            lines.append([arm, f"diverged in {diverged} of {len(by_seed)} runs", ""])
             continue
         mean, _ = interval(list(by_seed.values()))
-        difference, half = interval([loss - losses[SHIPPED][seed] for seed, loss in by_seed.items()])
-        seen = "" if arm == SHIPPED else f"{difference:+.3f} ± {half:.3f}".replace("-", "−")
-        lines.append(f"| {arm} | {mean:.3f} | {seen} |")
-    return "\n".join(lines)
+        seen = plus_minus(*interval([loss - losses[SHIPPED][seed] for seed, loss in by_seed.items()]))
+        lines.append([arm, f"{mean:.3f}", "" if arm == SHIPPED else seen])
+    return markdown(lines)
 
 
 @command
@@ -89,13 +88,15 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.recipe", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--parallel", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)")
-    parser.add_argument("--table", action="store_true", help="train nothing: print the table of what is there")
+    parser.add_argument("--redraw", action="store_true", help="train nothing: the table from runs.jsonl")
     args = parser.parse_args(argv)
-    if not args.table:
+    if not args.redraw:
         results = iter(run_all(configs(args.seeds), args.parallel).values())
         rows = [{"arm": arm, **next(results)} for arm in ARMS for _ in args.seeds]
-        write_rows(RESULTS, rows)
-    print(table(read_rows(RESULTS)))
+        write_rows(RESULTS / "runs.jsonl", rows)
+    text = table(read_rows(RESULTS / "runs.jsonl"))
+    (RESULTS / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,17 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), half
 
 
+def plus_minus(mean: float, half: float) -> str:
+    """A difference with half the width of its interval, such as −0.010 ± 0.015."""
+    return f"{mean:+.3f} ± {half:.3f}".replace("-", "−")
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table, of which the first line is the head."""
+    head, *rows = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
+
+
 def in_own_folder(config: Config, parent: str) -> Config:
     """The run in a folder that is named by all its settings: runs of equal settings share it, and are made once."""
     code = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:8]

@@ -1,20 +1,21 @@
 """How does the loss fall with parameters and with text, and does what small models say of it hold for larger ones?
 
-python -m experiments.scaling              more than an hour on 2 cores; broken off, it goes on where it was
+python -m experiments.scaling              100 minutes on 2 cores that are shared; broken off, it goes on where it was
 python -m experiments.scaling --redraw     table and figures from the runs that are kept
 
 It looks for the best learning rate of a few sizes and fits a rule to them; trains five sizes on budgets of text that are
 read less than once; fits L(N, D) = E + A / N^alpha + B / D^beta; and lays that law beside a larger model and a longer
 budget that it has not seen. Last it trains every size on a megabyte of text, read many times over. It leaves runs.jsonl,
-table.md and figures in experiments/results/scaling/.
+laws.json, table.md and figures in experiments/results/scaling/.
 """
 
 import itertools
+import json
 import math
 import os
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from matplotlib.figure import Figure
 from cli import Parser, command
 from config import Config
 from dataset import is_prepared, load_dataset
-from experiments.ablate import markdown, next_rate
-from experiments.runs import in_own_folder, read_rows, run_all, write_rows
+from experiments.ablate import next_rate
+from experiments.runs import in_own_folder, markdown, read_rows, run_all, write_rows
 from model import GPTConfig, count_parameters
 from plot import COLORS
 from prepare import prepare
@@ -41,8 +42,13 @@ SIZES = ((2, 32), (2, 64), (4, 64), (6, 96), (8, 128), (10, 160))  # layers, and
 BUDGETS = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000)  # tokens; the last held out
 HELD_OUT = ((SIZES[2], BUDGETS[-1]), (SIZES[3], BUDGETS[-1]), (SIZES[-1], BUDGETS[-3]), (SIZES[-1], BUDGETS[-1]))
 RATES, RATE_SIZES, RATE_BUDGET = (2e-3, 4e-3, 8e-3), (SIZES[0], SIZES[2], SIZES[4]), 1_000_000
-EPOCHS = 8  # of the short text
+EPOCHS = 6  # of the short text
+STARTS = 8  # of the fit's descent
 REPEATS = 200  # of the fit, with runs drawn anew
+FITS = {  # whether the embedding counts among the parameters, and the first of the budgets that is fitted
+    "without embedding": (False, 0), "with embedding": (True, 0), "without the shortest budget": (False, 1),
+}  # fmt: skip
+MAIN = next(iter(FITS))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the law
@@ -95,7 +101,7 @@ def descend(start: np.ndarray, log_N, log_D, log_L, delta: float = 1e-3) -> tupl
     return error().item(), x.tolist()
 
 
-def find_starts(N, D, L, count: int = 8) -> list[np.ndarray]:
+def find_starts(N, D, L) -> list[np.ndarray]:
     """The best of a grid of exponents, each with the E, A, B of least squares."""
     found = []
     for alpha, beta in itertools.product(np.arange(0.1, 1.3, 0.1), repeat=2):
@@ -103,7 +109,7 @@ def find_starts(N, D, L, count: int = 8) -> list[np.ndarray]:
         scales = np.maximum(np.linalg.lstsq(terms / L[:, None], np.ones(len(L)))[0], 1e-3)
         error = np.abs(np.log(terms @ scales / L)).sum()
         found.append((error, *np.log(scales), alpha, beta))
-    return [np.array(start) for _, *start in sorted(found)[:count]]
+    return [np.array(start) for _, *start in sorted(found)[:STARTS]]
 
 
 def bootstrap(N, D, L, law: Law) -> list[Law]:
@@ -131,7 +137,7 @@ def config_of(dataset: str, size: tuple[int, int], tokens: int, rate: float, see
     where the loss rises."""
     layers, width = size
     steps = tokens // BASE.tokens_per_step
-    evaluations, patience = (2 * EPOCHS, 4) if dataset == SHORT else (4, None)
+    evaluations, patience = (2 * EPOCHS, 3) if dataset == SHORT else (4, None)
     config = replace(
         BASE, dataset=dataset, n_layers=layers, d_model=width, n_heads=width // 32, max_steps=steps,
         warmup_steps=steps // 10, eval_interval=max(1, steps // evaluations), patience=patience, learning_rate=rate,
@@ -203,9 +209,9 @@ def make(seeds: int, parallel: int) -> list[dict]:
 # what the analysis leaves
 
 
-def arrays(rows: list[dict], part: str, embedding: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parameters, tokens and final losses of the runs of a part that did not diverge; with the embedding, or without."""
-    rows = [row for row in rows if row["part"] == part and row["final"] is not None]
+def arrays(rows: list[dict], part: str, embedding: bool = False, first: int = 0) -> tuple[np.ndarray, ...]:
+    """Parameters, tokens and final losses of the runs of a part, from a budget on, that did not diverge."""
+    rows = [row for row in rows if row["part"] == part and row["final"] is not None and row["tokens"] >= BUDGETS[first]]
     found = [(row["parameters"] + embedding * row["embedding"], row["tokens"], row["final"]) for row in rows]
     return tuple(np.array(found, dtype=float).T)
 
@@ -216,34 +222,60 @@ def spread(values: list[float], digits: int) -> str:
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def laws_of(rows: list[dict], embedding: bool) -> tuple[Law, list[Law]]:
-    """The law of the runs that are fitted, and those of runs drawn from them."""
-    points = arrays(rows, "fit", embedding)
-    law = fit(*points)
-    return law, bootstrap(*points, law)
+Laws = dict[str, tuple[Law, list[Law]]]  # by the fit's name: the law of its runs, and those of runs drawn from them
 
 
-def law_table(laws: dict[bool, tuple[Law, list[Law]]]) -> str:
-    lines = [["parameters counted", "E", "alpha", "beta", "A", "B"]]
-    for embedding, (law, others) in laws.items():
-        cells = [f"{getattr(law, name):.3f} ({spread([getattr(other, name) for other in others], 3)})"
-                 for name in ("E", "alpha", "beta")]  # fmt: skip
-        lines.append([f"{'with' if embedding else 'without'} embedding", *cells, f"{law.A:.3g}", f"{law.B:.3g}"])
+def fit_laws(rows: list[dict]) -> Laws:
+    laws = {}
+    for name, chosen in FITS.items():
+        points = arrays(rows, "fit", *chosen)
+        law = fit(*points)
+        laws[name] = law, bootstrap(*points, law)
+    return laws
+
+
+def write_laws(path: Path, laws: Laws) -> None:
+    """E, A, B, alpha, beta of each law, those of the bootstrap last."""
+    lists = {name: [astuple(each) for each in (law, *others)] for name, (law, others) in laws.items()}
+    path.write_text(json.dumps(lists) + "\n", encoding="utf-8")
+
+
+def read_laws(path: Path) -> Laws:
+    lists = json.loads(path.read_text(encoding="utf-8"))
+    found = {name: [Law(*values) for values in laws] for name, laws in lists.items()}
+    return {name: (law, others) for name, (law, *others) in found.items()}
+
+
+def law_table(laws: Laws) -> str:
+    lines = [["fit", "E", "alpha", "beta", "A", "B"]]
+    for name, (law, others) in laws.items():
+        cells = [f"{getattr(law, value):.3f} ({spread([getattr(other, value) for other in others], 3)})"
+                 for value in ("E", "alpha", "beta")]  # fmt: skip
+        lines.append([name, *cells, f"{law.A:.3g}", f"{law.B:.3g}"])
     return markdown(lines)
 
 
-def held_out_table(rows: list[dict], laws: dict[bool, tuple[Law, list[Law]]]) -> str:
-    lines = [["parameters", "tokens", "n", "measured", "predicted", "95% interval", "with embedding"]]
+def predictions(rows: list[dict], laws: Laws) -> list[dict]:
+    """Of each point that the laws have not seen: parameters, tokens, losses, what every law predicts, and what the first
+    law's bootstrap does."""
     points = defaultdict(list)
     for row in rows:
         if row["part"] == "held out":
             points[row["parameters"], row["embedding"], row["tokens"]].append(row["final"])
-    for (parameters, embedding, tokens), losses in points.items():
-        law, others = laws[False]
-        predicted = [other(parameters, tokens) for other in others]
+    return [
+        {"parameters": N, "tokens": D, "losses": losses, "drawn": [law(N, D) for law in laws[MAIN][1]],
+         "predicted": {name: law(N + FITS[name][0] * embedding, D) for name, (law, _) in laws.items()}}
+        for (N, embedding, D), losses in points.items()
+    ]  # fmt: skip
+
+
+def held_out_table(rows: list[dict], laws: Laws) -> str:
+    lines = [["parameters", "tokens", "n", "measured", "predicted", "95% interval", *list(laws)[1:]]]
+    for point in predictions(rows, laws):
+        first, *others = (f"{loss:.4f}" for loss in point["predicted"].values())
         lines.append([
-            f"{parameters:,}", f"{tokens:,}", f"{len(losses)}", f"{statistics.mean(losses):.4f}",
-            f"{law(parameters, tokens):.4f}", spread(predicted, 4), f"{laws[True][0](parameters + embedding, tokens):.4f}",
+            f"{point['parameters']:,}", f"{point['tokens']:,}", f"{len(point['losses'])}",
+            f"{statistics.mean(point['losses']):.4f}", first, spread(point["drawn"], 4), *others,
         ])  # fmt: skip
     return markdown(lines)
 
@@ -256,13 +288,16 @@ def rate_table(rows: list[dict]) -> str:
     return markdown(lines)
 
 
-def frontier_table(law: Law) -> str:
+def frontier_table(laws: Laws) -> str:
     """The best use of as many operations as our budgets stand for, and of ten and a hundred times as many."""
-    lines = [["operations", "best parameters", "tokens", "tokens per parameter", "predicted loss"]]
+    columns = ["operations", "best parameters", "tokens", "predicted loss"]
+    lines = [[*columns, *(f"tokens per parameter, {name}" for name in laws)]]
+    law = laws[MAIN][0]
     for operations in np.logspace(11, 16, 6):
         N = law.best_parameters(operations)
-        D = operations / 6 / N
-        lines.append([f"{operations:.0e}", f"{N:,.0f}", f"{D:,.0f}", f"{D / N:.1f}", f"{law(N, D):.3f}"])
+        ratios = (operations / 6 / other.best_parameters(operations) ** 2 for other, _ in laws.values())
+        lines.append([f"{operations:.0e}", f"{N:,.0f}", f"{operations / 6 / N:,.0f}", f"{law(N, operations / 6 / N):.3f}",
+                      *(f"{ratio:.1f}" for ratio in ratios)])  # fmt: skip
     return markdown(lines)
 
 
@@ -278,45 +313,54 @@ def short_text_table(rows: list[dict]) -> str:
     return markdown(lines)
 
 
-def table(rows: list[dict], laws: dict[bool, tuple[Law, list[Law]]]) -> str:
-    law, others = laws[False]
+def table(rows: list[dict], laws: Laws) -> str:
     parts = {
         "Best learning rates, and the rule that all other runs follow": rate_table(rows),
         "The law, with 95% intervals over runs drawn with replacement": law_table(laws),
-        "Runs that the law has not seen (without embedding, and last with it)": held_out_table(rows, laws),
-        "The best use of a number of operations, by the law without embedding": frontier_table(law),
+        "Runs that the laws have not seen, with what the first law predicts, its interval, and what the others do": held_out_table(
+            rows, laws
+        ),
+        "The best use of a number of operations, by the first law": frontier_table(laws),
         f"One megabyte, read {EPOCHS} times at most": short_text_table(rows),
     }
     return "\n\n".join(f"{title}:\n\n{text}" for title, text in parts.items())
 
 
-def law_figure(rows: list[dict], law: Law) -> Figure:
-    """Loss against parameters, tokens and operations, measured and by the law, and the best tokens per parameter."""
+def law_figure(rows: list[dict], laws: Laws) -> Figure:
+    """Loss against parameters, tokens and operations, measured and by the law, and the best tokens per parameter.
+
+    Rings are runs that the law has not seen, and dashes go past those that it has.
+    """
+    law, drawn = laws[MAIN]
     figure = Figure(figsize=(10, 8), layout="constrained")
     (by_size, by_tokens), (by_operations, best) = figure.subplots(2, 2)
-    N, D, L = arrays(rows, "fit", False)
-    N2, D2, L2 = arrays(rows, "held out", False)
+    N, D, L = arrays(rows, "fit")
+    N2, D2, L2 = arrays(rows, "held out")
     sizes, budgets = np.unique(np.concatenate((N, N2))), np.unique(np.concatenate((D, D2)))
     for axis, x, x2, others, along in ((by_size, N, N2, budgets, (D, D2)), (by_tokens, D, D2, sizes, (N, N2))):
         for value, color in zip(others, COLORS):
             label = f"{value:,.0f} {'tokens' if axis is by_size else 'parameters'}"
             axis.plot(x[along[0] == value], L[along[0] == value], "o", color=color, markersize=4, label=label)
             axis.plot(x2[along[1] == value], L2[along[1] == value], "o", color=color, markersize=7, fillstyle="none")
-            line = np.geomspace(x.min(), x2.max(), 50)
+            line = np.union1d(np.geomspace(x.min(), x2.max(), 50), x.max())
             losses = law(line, value) if axis is by_size else law(value, line)
             for inside, style in ((line <= x.max(), "-"), (line >= x.max(), "--")):
                 axis.plot(line[inside], losses[inside], style, color=color, linewidth=0.8)
     for value, color in zip(sizes, COLORS):
         for x, y, d, marker in ((N, L, D, {"markersize": 4}), (N2, L2, D2, {"markersize": 7, "fillstyle": "none"})):
             by_operations.plot(6 * (x * d)[x == value], y[x == value], "o", color=color, **marker)
-    operations = np.geomspace(6 * (N * D).min(), 100 * (N2 * D2).max(), 50)
-    inside = operations <= 6 * (N * D).max()
-    tokens = operations / 6 / law.best_parameters(operations)
-    for chosen, style in ((inside, "-"), (~inside, "--")):
-        by_operations.plot(
-            operations[chosen], law(law.best_parameters(operations), tokens)[chosen], style, color="black"
-        )
-        best.plot(operations[chosen], (tokens / law.best_parameters(operations))[chosen], style, color="black")
+    most = 6 * (N * D).max()
+    operations = np.union1d(np.geomspace(6 * (N * D).min(), 100 * (N2 * D2).max(), 50), most)
+    losses = law(law.best_parameters(operations), operations / 6 / law.best_parameters(operations))
+    for chosen, style in ((operations <= most, "-"), (operations >= most, "--")):
+        by_operations.plot(operations[chosen], losses[chosen], style, color="black")
+        for (name, (each, _)), color in zip(laws.items(), ("black", *COLORS)):
+            ratios = (operations / 6 / each.best_parameters(operations) ** 2)[chosen]
+            best.plot(operations[chosen], ratios, style, color=color, label=name if style == "-" else None)
+    low, high = np.percentile(
+        [operations / 6 / each.best_parameters(operations) ** 2 for each in drawn], [2.5, 97.5], 0
+    )
+    best.fill_between(operations, low, high, color="gray", alpha=0.2, linewidth=0)
     best.axhline(20, color="gray", linestyle=":")
     best.text(operations[0], 22, "Chinchilla: 20", color="gray")
     labels = ("parameters of the blocks", "tokens trained on", "operations", "operations")
@@ -331,6 +375,7 @@ def law_figure(rows: list[dict], law: Law) -> Figure:
     best.set_ylabel("best tokens per parameter")
     by_size.legend(frameon=False, fontsize=8)
     by_tokens.legend(frameon=False, fontsize=8)
+    best.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -349,6 +394,14 @@ def short_text_figure(rows: list[dict]) -> Figure:
     return figure
 
 
+def redraw(folder: Path) -> None:
+    """Table and figures from the runs and the laws that are kept."""
+    rows, laws = read_rows(folder / "runs.jsonl"), read_laws(folder / "laws.json")
+    (folder / "table.md").write_text(table(rows, laws) + "\n", encoding="utf-8")
+    law_figure(rows, laws).savefig(folder / "law.png", dpi=110)
+    short_text_figure(rows).savefig(folder / "short_text.png", dpi=110)
+
+
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.scaling", description=__doc__.splitlines()[0])
@@ -364,13 +417,9 @@ def main(argv: list[str]) -> None:
             if not is_prepared(dataset):
                 prepare(dataset)
         write_rows(args.results / "runs.jsonl", make(args.seeds, args.parallel))
-    rows = read_rows(args.results / "runs.jsonl")
-    laws = {embedding: laws_of(rows, embedding) for embedding in (False, True)}
-    text = table(rows, laws)
-    (args.results / "table.md").write_text(text + "\n", encoding="utf-8")
-    law_figure(rows, laws[False][0]).savefig(args.results / "law.png", dpi=110)
-    short_text_figure(rows).savefig(args.results / "short_text.png", dpi=110)
-    print(text)
+    write_laws(args.results / "laws.json", fit_laws(read_rows(args.results / "runs.jsonl")))
+    redraw(args.results)
+    print((args.results / "table.md").read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import verses
+from conftest import ROOT, verses
 
+import train
 from experiments import runs, scaling
 from experiments.scaling import Law, best_rate, bootstrap, fit
 from prepare import prepare
@@ -52,11 +53,12 @@ def test_a_small_analysis_leaves_its_runs_a_table_and_figures(folder, tiny, monk
     small = {
         "LONG": "verses_byte", "SHORT": "verses_char", "SIZES": sizes, "BUDGETS": budgets, "EPOCHS": 1,
         "HELD_OUT": ((sizes[2], budgets[2]),), "RATE_SIZES": sizes[:2], "RATE_BUDGET": budgets[0], "RATES": (1e-3, 3e-2, 1.0),
-        "BASE": replace(tiny(), eval_tokens=200), "REPEATS": 2,
+        "BASE": replace(tiny(), eval_tokens=200), "REPEATS": 2, "STARTS": 1,
     }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(scaling, name, value)
     monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))  # quicker than new processes
+    monkeypatch.setattr(train, "draw", lambda *_: None)  # curves take longer than runs this small
     assert scaling.main(["--seeds=1", "--results=results"]) == 0
     shown, rows = capsys.readouterr().out, runs.read_rows(Path("results/runs.jsonl"))
     assert Path("results/table.md").read_text().strip() in shown
@@ -67,3 +69,15 @@ def test_a_small_analysis_leaves_its_runs_a_table_and_figures(folder, tiny, monk
     assert capsys.readouterr().out in shown
     for name in ("law", "short_text"):
         assert Path("results", f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_committed_table_and_laws_are_those_of_the_runs(monkeypatch):
+    monkeypatch.setattr(scaling, "REPEATS", 2)
+    folder = ROOT / scaling.RESULTS
+    rows, laws = runs.read_rows(folder / "runs.jsonl"), scaling.read_laws(folder / "laws.json")
+    assert scaling.table(rows, laws) == (folder / "table.md").read_text(encoding="utf-8").strip()
+    for name, (law, others) in laws.items():
+        points = scaling.arrays(rows, "fit", *scaling.FITS[name])
+        for again, kept in zip([fit(*points), *bootstrap(*points, law)], [law, *others]):
+            assert again(*points[:2]) == pytest.approx(kept(*points[:2]), rel=1e-4)
+            assert astuple(again)[3:] == pytest.approx(astuple(kept)[3:], rel=0.01)
