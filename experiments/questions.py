@@ -278,11 +278,11 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     args = parser.parse_args(argv)
-    if not is_prepared(BASE.dataset):
-        prepare(BASE.dataset)
     folder = args.results / "trained"
     runs = [describe(path, folder) for path in args.checkpoints]
     (folder / "runs.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    if not is_prepared(BASE.dataset):
+        prepare(BASE.dataset)
     model, _ = checkpoint.build(checkpoint.load(args.checkpoints[0]), DEVICE)
     tokens = load_dataset(runs[0]["config"]["dataset"]).val
     measured = {"machine": machine(DEVICE), "checkpoint": look_into(model, tokens), "scores": scores_by_width(),

@@ -51,7 +51,7 @@ def of_the_runs(folder: Path) -> dict[str, str]:
     chosen = {field.name: getattr(config, field.name) for field in fields(Config) if field.name not in PATHS}
     settings = [f"{name}={value}" for name, value in chosen.items() if value != getattr(default, name)]
     rows = read_metrics(folder / f"{config.run_name}_metrics.jsonl")
-    samples = [row for row in rows if "sample" in row]
+    samples = [row for row in rows if "sample" in row] or [{"step": 0, "sample": "(none yet)"}]
     norms = [row["train/grad_norm"] for row in rows if "train/grad_norm" in row]
     values = {
         "machine": first["machine"], "runs": markdown(lines), "settings": fenced(textwrap.fill("  ".join(settings), 100)),
