@@ -190,6 +190,11 @@ def chosen(study: Study, rows: list[dict], arm: str) -> list[dict]:
     return [row for row in rows if row["learning_rate"] == best]
 
 
+def training_time(runs: list[dict]) -> float:
+    """The median, in seconds."""
+    return statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)
+
+
 def difference(study: Study, rows: list[dict], arm: str) -> tuple[float, float] | None:
     """How much higher an arm's loss is than the first one's, in pairs of one seed, and half of its 95% interval."""
     own, reference = (
@@ -216,8 +221,7 @@ def compared(study: Study, rows: list[dict]) -> str:
             mean, half = found
             cells[6:] = f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}"
         if study.timed:
-            seconds = statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)
-            cells.append(f"{seconds:.1f}")
+            cells.append(f"{training_time(runs):.1f}")
         lines.append(cells)
     return markdown(lines)
 

@@ -1,6 +1,6 @@
 """What happens inside, and what goes wrong without it: evidence for REPORT.md from trained checkpoints and short runs.
 
-python -m experiments.questions out/capstone_best.pt out/python_byte_best.pt     some minutes on 2 cores
+python -m experiments.questions out/capstone_best.pt out/python_byte_best.pt     seven minutes on 2 cores
 
 It looks into the first checkpoint, keeps config, metrics and samples of all of them in experiments/results/trained/, trains
 small models with one part changed, and leaves what it measured in experiments/results/questions/measured.json.

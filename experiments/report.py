@@ -86,7 +86,7 @@ def of_the_studies(folder: Path) -> dict[str, str]:
             runs = ablate.chosen(study, rows, arm)
             values[f"{name} n"] = f"{len(runs)}"
             values[f"{name}: {arm}"] = f"{statistics.mean(ablate.loss(row, study.unit) for row in runs):.3f}"
-            values[f"{name}: {arm}, seconds"] = f"{time_of(runs):.1f}"
+            values[f"{name}: {arm}, seconds"] = f"{ablate.training_time(runs):.1f}"
             if arm != ablate.first(study):
                 found = ablate.difference(study, rows, arm)
                 values[f"{name}: {arm}, difference"] = plus_minus(*found) if found else "diverged"
@@ -95,10 +95,6 @@ def of_the_studies(folder: Path) -> dict[str, str]:
                     f"{statistics.mean(ablate.losses_at(study, rows, arm, rate)):.3f}"
                 )
     return values
-
-
-def time_of(runs: list[dict]) -> float:
-    return statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)
 
 
 def of_the_recipe(folder: Path) -> dict[str, str]:

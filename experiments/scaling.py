@@ -301,15 +301,19 @@ def frontier_table(laws: Laws) -> str:
     return markdown(lines)
 
 
+def steps_per_epoch(row: dict) -> float:
+    """Of a run on the short text."""
+    return row["tokens"] / EPOCHS / BASE.tokens_per_step
+
+
 def short_text_table(rows: list[dict]) -> str:
     lines = [["parameters", "learning rate", "best loss", "after epochs", "loss at the end"]]
     for row in rows:
         if row["part"] == "short text":
-            per_epoch = row["tokens"] / EPOCHS / BASE.tokens_per_step
             step = row["val_steps"][row["val_losses"].index(min(row["val_losses"]))]
             final = "diverged" if row["final"] is None else f"{row['final']:.4f}"
             lines.append([f"{row['parameters']:,}", f"{row['learning_rate']:g}", f"{row['best']:.4f}",
-                          f"{step / per_epoch:.1f}", final])  # fmt: skip
+                          f"{step / steps_per_epoch(row):.1f}", final])  # fmt: skip
     return markdown(lines)
 
 
@@ -384,8 +388,7 @@ def short_text_figure(rows: list[dict]) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
     for row, color in zip([row for row in rows if row["part"] == "short text"], COLORS):
-        per_epoch = row["tokens"] / EPOCHS / BASE.tokens_per_step
-        epochs, losses = np.array(row["val_steps"][1:]) / per_epoch, row["val_losses"][1:]
+        epochs, losses = np.array(row["val_steps"][1:]) / steps_per_epoch(row), row["val_losses"][1:]
         axis.plot(epochs, losses, "o-", color=color, markersize=3, label=f"{row['parameters']:,} parameters")
     axis.set_xlabel("epochs")
     axis.set_ylabel("validation loss [nats per token]")
