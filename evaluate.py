@@ -10,12 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import checkpoint
-import distributed
-from cli import Parser, UserError, command, read_text
-from config import make_config, saved_settings
-from dataset import load_dataset
-from device import autocast, pick_device, pick_dtype
+from common import checkpoint, distributed
+from common.arguments import saved_settings
+from common.cli import Parser, command
+from common.dataset import load_dataset
+from common.device import autocast, pick_device, pick_dtype
+from common.errors import UserError
+from common.files import read_text
+from config import make_config
 from model import GPT
 
 BATCH_TOKENS = 1 << 14  # that go through the model at once
@@ -23,7 +25,9 @@ BATCH_LOGITS = 1 << 26  # and no more logits than this: 256 MB
 
 
 @torch.no_grad()
-def mean_loss(model: GPT, tokens: np.ndarray, dtype: torch.dtype, max_tokens: int | None = None) -> float:
+def mean_loss(
+    model: GPT, tokens: np.ndarray, dtype: torch.dtype, max_tokens: int | None = None
+) -> float:
     """Cross-entropy in nats per token, each token but the first predicted once.
 
     tokens (N,) is cut from position 0 into windows of block_size; the last may be shorter. Where they hold more
@@ -45,10 +49,14 @@ def mean_loss(model: GPT, tokens: np.ndarray, dtype: torch.dtype, max_tokens: in
     model.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
     for starts, length in batches[distributed.rank() :: distributed.world_size()]:
-        ids = torch.from_numpy(tokens[starts[:, None] * T + np.arange(length + 1)].astype(np.int64)).to(device)
+        ids = torch.from_numpy(
+            tokens[starts[:, None] * T + np.arange(length + 1)].astype(np.int64)
+        ).to(device)
         with autocast(device, dtype):
             logits = model(ids[:, :-1])
-        total += F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").cpu()
+        total += F.cross_entropy(
+            logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+        ).cpu()
         count += ids[:, 1:].numel()
     model.train(training)
     total, count = distributed.total([total.item(), count])
@@ -58,9 +66,12 @@ def mean_loss(model: GPT, tokens: np.ndarray, dtype: torch.dtype, max_tokens: in
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="evaluate.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
     parser.add_argument(
-        "--text", help="UTF-8 file to evaluate on (default: the validation split it was trained beside)"
+        "--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--text",
+        help="UTF-8 file to evaluate on (default: the validation split it was trained beside)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
@@ -79,8 +90,14 @@ def main(argv: list[str]) -> None:
     else:
         dataset = load_dataset(config.dataset)
         if dataset.fingerprint != state["dataset_fingerprint"]:
-            raise UserError(f"data/{dataset.name} is not the text that {args.ckpt} was trained on; use --text FILE")
-        tokens, n_bytes, name = dataset.val, dataset.meta["val"]["bytes"], f"validation split of {dataset.name}"
+            raise UserError(
+                f"data/{dataset.name} is not the text that {args.ckpt} was trained on; use --text FILE"
+            )
+        tokens, n_bytes, name = (
+            dataset.val,
+            dataset.meta["val"]["bytes"],
+            f"validation split of {dataset.name}",
+        )
     if len(tokens) < 2:
         raise UserError(f"{name} is too short: a loss needs at least 2 tokens")
 
@@ -101,7 +118,9 @@ def main(argv: list[str]) -> None:
     if args.json:
         print(json.dumps(result))
     else:
-        print(f"{args.ckpt}, step {state['step']:,}, on {name}: {len(tokens):,} tokens, {n_bytes:,} bytes")
+        print(
+            f"{args.ckpt}, step {state['step']:,}, on {name}: {len(tokens):,} tokens, {n_bytes:,} bytes"
+        )
         print(
             f"loss {loss:.4f} nats per token | perplexity {result['perplexity']:.3f} | {result['bits_per_byte']:.4f} bits per byte"
         )

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-from cli import Parser, UserError, command
-from config import make_config, saved_settings
-from data import gpt2_bpe
+from common import checkpoint, gpt2_bpe
+from common.arguments import saved_settings
+from common.cli import Parser, command
+from common.errors import UserError
+from common.gpt2 import GPT2, GPT2_ARCHITECTURE, GPT2_FIXED, GPT2_SIZES, LLAMA, package, to_theirs
+from common.tokenizer import Tokenizer
+from config import make_config
 from model import GPT, GPTConfig
-from pretrained import GPT2, GPT2_ARCHITECTURE, GPT2_FIXED, GPT2_SIZES, LLAMA, package, to_theirs
-from tokenizer import Tokenizer
 
 ROPE = {"norm_type": "rmsnorm", "norm_position": "pre", "pos_type": "rope", "mlp_type": "swiglu"}
 ARCHITECTURES = {
@@ -79,7 +80,9 @@ def find_architecture(config: GPTConfig) -> str:
             ", ".join(f"{setting}={value(setting)}".lower() for setting in differences[nearest])
             for value in (lambda setting: getattr(config, setting), ARCHITECTURES[nearest].get)
         )
-        raise UserError(f"transformers has no counterpart of {own}: the nearest, {nearest}, has {theirs}")
+        raise UserError(
+            f"transformers has no counterpart of {own}: the nearest, {nearest}, has {theirs}"
+        )
     return nearest
 
 
@@ -89,7 +92,10 @@ def describe_model(config: GPTConfig, architecture: str) -> dict:
     if architecture == "GPT2":
         sizes = {theirs: getattr(config, ours) for ours, theirs in GPT2_SIZES.items()}
         dropout = {"embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": 0.0}
-        own = {"architectures": ["GPT2LMHeadModel"], "n_ctx": config.block_size}  # n_ctx is read by llama.cpp
+        own = {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_ctx": config.block_size,
+        }  # n_ctx is read by llama.cpp
         return common | own | GPT2_FIXED | sizes | dropout
     return common | {
         "architectures": [f"{architecture}ForCausalLM"], "model_type": architecture.lower(), "vocab_size": config.vocab_size,
@@ -111,7 +117,11 @@ def find_weights(model: GPT, architecture: str) -> dict[str, torch.Tensor]:
 
 def byte_symbols() -> list[str]:
     """GPT-2's printable character for each byte: itself, or the next one from 256 on where it can't be seen."""
-    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    seen = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     others = iter(range(256, 512))
     return [chr(byte if byte in seen else next(others)) for byte in range(256)]
 
@@ -119,16 +129,29 @@ def byte_symbols() -> list[str]:
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     """The same tokenizer, as tokenizer.json holds it: BPE, which without merges is one token for each character."""
     model = {"type": "BPE", "unk_token": None, "merges": []}
-    before = decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    before = decoder = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": True,
+    }
     if tokenizer.kind == "bpe":
         model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(Path("data/downloads")))
     elif tokenizer.kind == "byte":
         model["vocab"] = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     else:
         model["vocab"] = {character: i for i, character in enumerate(tokenizer.characters)}
-        model["unk_token"] = "<unknown>"  # which has no id: an unknown character is an error, not left out
+        model["unk_token"] = (
+            "<unknown>"  # which has no id: an unknown character is an error, not left out
+        )
         before, decoder = None, {"type": "Fuse"}
-    return {"version": "1.0", "added_tokens": [], "pre_tokenizer": before, "decoder": decoder, "model": model}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": before,
+        "decoder": decoder,
+        "model": model,
+    }
 
 
 def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[dict, dict]:
@@ -144,10 +167,16 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
     end, number = tokenizer.decode([tokenizer.start_id]), tokenizer.start_id
     own |= {"bos_token": end, "eos_token": end, "pad_token": end}
     own["split_special_tokens"] = True  # in a text they are text
-    return own, generation | {"bos_token_id": number, "eos_token_id": number, "pad_token_id": number}
+    return own, generation | {
+        "bos_token_id": number,
+        "eos_token_id": number,
+        "pad_token_id": number,
+    }
 
 
-def write_card(state: dict, model: GPT, tokenizer: Tokenizer, architecture: str, folder: str) -> str:
+def write_card(
+    state: dict, model: GPT, tokenizer: Tokenizer, architecture: str, folder: str
+) -> str:
     """The text of the model card: what was measured, and how to load it."""
     run, loss = make_config(saved_settings(state)), "not measured"
     if math.isfinite(state["best_val_loss"]):
@@ -168,11 +197,17 @@ def check_free(out: Path) -> None:
         return
     try:
         names = {path.name for path in out.iterdir()}
-        if not names or names <= FILES and MARK in json.loads((out / "config.json").read_text(encoding="utf-8")):
+        if (
+            not names
+            or names <= FILES
+            and MARK in json.loads((out / "config.json").read_text(encoding="utf-8"))
+        ):
             return
     except (NotADirectoryError, FileNotFoundError, ValueError, TypeError):
         pass
-    raise UserError(f"{out} is there already, and is not an earlier export: another --out, or remove it")
+    raise UserError(
+        f"{out} is there already, and is not an earlier export: another --out, or remove it"
+    )
 
 
 def write(out: Path, texts: dict[str, str], weights: bytes) -> None:
@@ -198,7 +233,9 @@ def write(out: Path, texts: dict[str, str], weights: bytes) -> None:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
+    parser.add_argument(
+        "--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)"
+    )
     parser.add_argument("--out", default="hf", help="folder to make (default: %(default)s)")
     args = parser.parse_args(argv)
 
@@ -214,10 +251,19 @@ def main(argv: list[str]) -> None:
         "tokenizer.json": describe_tokenizer(tokenizer), "tokenizer_config.json": own,
         "generation_config.json": generation, "config.json": config,
     }  # fmt: skip
-    texts = {name: json.dumps(content, ensure_ascii=False, indent=2) for name, content in contents.items()}
+    texts = {
+        name: json.dumps(content, ensure_ascii=False, indent=2)
+        for name, content in contents.items()
+    }
     card = write_card(state, model, tokenizer, architecture, args.out)
-    write(out, {"README.md": card} | texts, safetensors.save(find_weights(model, architecture), {"format": "pt"}))
-    print(f"{args.out} is a {architecture} of transformers: AutoModelForCausalLM.from_pretrained({args.out!r})")
+    write(
+        out,
+        {"README.md": card} | texts,
+        safetensors.save(find_weights(model, architecture), {"format": "pt"}),
+    )
+    print(
+        f"{args.out} is a {architecture} of transformers: AutoModelForCausalLM.from_pretrained({args.out!r})"
+    )
 
 
 if __name__ == "__main__":

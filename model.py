@@ -15,21 +15,21 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """What a model is made of; two models of equal config have the same parameters, name by name."""
+    """The architecture: equal configs give parameters of equal names and shapes."""
 
-    vocab_size: int | None = None  # number of different tokens; the dataset's meta.json says it
+    vocab_size: int | None = None  # number of different tokens, from the dataset's meta.json
     block_size: int = 256  # longest context, in tokens
     n_layers: int = 6  # transformer blocks
-    n_heads: int = 6  # attention heads in a block
+    n_heads: int = 6  # attention heads per block
     d_model: int = 384  # width of the residual stream
-    d_ff: int | None = None  # width inside the MLP; none: 4 d_model, or 8/3 d_model for swiglu (as many parameters)
-    dropout: float = 0.0  # share of activations zeroed, after the embedding and after each sublayer
-    norm_type: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"  # what steadies the activations
+    d_ff: int | None = None  # width inside the MLP; none: 4 d_model, or 8/3 d_model for swiglu
+    dropout: float = 0.0  # fraction of activations zeroed after the embedding and each sublayer
+    norm_type: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"  # kind of normalization
     norm_position: Literal["pre", "post"] = "pre"  # pre: x + f(norm(x)); post: norm(x + f(x))
-    pos_type: Literal["rope", "learned", "none"] = "rope"  # how a token knows where it stands
+    pos_type: Literal["rope", "learned", "none"] = "rope"  # how positions are encoded
     mlp_type: Literal["swiglu", "gelu", "relu2"] = "swiglu"  # nonlinearity of the MLP
     qk_norm: bool = True  # RMSNorm on each head's queries and keys: attention logits stay bounded
-    tie_embeddings: bool = True  # one matrix for token embedding and output head
+    tie_embeddings: bool = True  # one matrix for the token embedding and the output head
     bias: bool = False  # biases in linear layers and layernorms, as in GPT-2
 
     def __post_init__(self):
@@ -45,7 +45,9 @@ class GPTConfig:
         ]
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                found.append(f"{name} must be {' or '.join(get_args(hint))}, not {getattr(self, name)!r}")
+                found.append(
+                    f"{name} must be {' or '.join(get_args(hint))}, not {getattr(self, name)!r}"
+                )
         if not 0 <= self.dropout < 1:
             found.append(f"dropout must lie in [0, 1), not {self.dropout}")
         if not found and self.d_model % self.n_heads:
@@ -62,7 +64,9 @@ class GPTConfig:
     def mlp_width(self) -> int:
         if self.d_ff is not None:
             return self.d_ff
-        if self.mlp_type == "swiglu":  # three matrices instead of two: 2/3 of the width, in multiples of 32
+        if (
+            self.mlp_type == "swiglu"
+        ):  # three matrices instead of two: 2/3 of the width, in multiples of 32
             return 32 * max(1, round(self.d_model * 8 / 3 / 32))
         return 4 * self.d_model
 
@@ -75,7 +79,9 @@ def count_parameters(config: GPTConfig) -> int:
     up = W * (1 + (config.mlp_type == "swiglu"))
     mlp = (C + config.bias) * up + W * C + C * config.bias
     block = attention + mlp + 2 * norm
-    embeddings = V * C * (2 - config.tie_embeddings) + config.block_size * C * (config.pos_type == "learned")
+    embeddings = V * C * (2 - config.tie_embeddings) + config.block_size * C * (
+        config.pos_type == "learned"
+    )
     return embeddings + config.n_layers * block + norm * (config.norm_position == "pre")
 
 
@@ -108,7 +114,9 @@ def build_norm(config: GPTConfig) -> nn.Module:
             return nn.Identity()
 
 
-def rope_tables(block_size: int, head_dim: int, base: float = 10_000.0) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(
+    block_size: int, head_dim: int, base: float = 10_000.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What `rotate` takes, each (block_size, head_dim): cos and -sin, sin of position times frequency
     (Su et al., 2021, arXiv:2104.09864)."""
     frequencies = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
@@ -131,17 +139,23 @@ def attend(q, k, v):
     q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
     """
     (B, _, T, D), S = q.shape, k.size(2)
-    if q.is_cpu and q.dtype == torch.bfloat16 and B * T > 1:  # PyTorch's kernel takes two to eight times as long there
+    if (
+        q.is_cpu and q.dtype == torch.bfloat16 and B * T > 1
+    ):  # PyTorch's kernel takes two to eight times as long there
         mask = torch.full((T, S), -math.inf, dtype=q.dtype).triu(1 + S - T)
         scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(D))
         return (scores.softmax(-1) @ v.flatten(0, 1)).view_as(q)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # one new token may see all that is cached
+    return F.scaled_dot_product_attention(
+        q, k, v, is_causal=T > 1
+    )  # one new token may see all that is cached
 
 
 class KVCache:
     """Keys and values of the positions seen so far, for every layer, in memory allocated once."""
 
-    def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype
+    ):
         shape = (config.n_layers, batch_size, config.n_heads, config.block_size, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
@@ -166,7 +180,9 @@ class Attention(nn.Module):
         self.layer, self.n_heads, self.head_dim = layer, config.n_heads, config.head_dim
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
-        self.qk_norm = RMSNorm(2, 1, config.head_dim) if config.qk_norm else nn.Identity()  # of each head by itself
+        self.qk_norm = (
+            RMSNorm(2, 1, config.head_dim) if config.qk_norm else nn.Identity()
+        )  # of each head by itself
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, rope=None, cache=None):
@@ -176,7 +192,11 @@ class Attention(nn.Module):
         if rope is not None:
             qk = rotate(qk, *rope)
         q, k = qk.type_as(v).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.squeeze(2).transpose(1, 2)  # each (B, H, T, D)
+        q, k, v = (
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.squeeze(2).transpose(1, 2),
+        )  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         y = attend(q, k, v).transpose(1, 2).reshape(B, T, C)
@@ -189,7 +209,9 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind = config.mlp_type
-        up = config.mlp_width * (2 if self.kind == "swiglu" else 1)  # swiglu: gate and value side by side
+        up = config.mlp_width * (
+            2 if self.kind == "swiglu" else 1
+        )  # swiglu: gate and value side by side
         self.up = nn.Linear(config.d_model, up, bias=config.bias)
         self.down = nn.Linear(config.mlp_width, config.d_model, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -256,7 +278,9 @@ class GPT(nn.Module):
                 nn.init.ones_(parameter)
             elif name.endswith(("attn.out.weight", "mlp.down.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layers))
-            elif name.endswith(("embedding.weight", "attn.qkv.weight", "mlp.up.weight", "head.weight")):
+            elif name.endswith(
+                ("embedding.weight", "attn.qkv.weight", "mlp.up.weight", "head.weight")
+            ):
                 nn.init.normal_(parameter, std=0.02)
             else:
                 raise ValueError(f"init_weights does not know the parameter {name}")

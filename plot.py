@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import Parser, UserError, command
-from metrics import read_metrics
+from common.cli import Parser, command
+from common.errors import UserError
+from common.metrics import read_metrics
 
-PANELS = {"train/loss": "loss (nats per token)", "train/lr": "learning rate", "train/grad_norm": "gradient norm"}
+PANELS = {
+    "train/loss": "loss (nats per token)",
+    "train/lr": "learning rate",
+    "train/grad_norm": "gradient norm",
+}
 AXES = {"step": "step", "tokens": "tokens trained on", "seconds": "seconds of training"}
 # Okabe and Ito's palette, which the colour-blind can tell apart
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -37,12 +42,17 @@ def smooth(values: np.ndarray) -> np.ndarray:
 def names(paths: list[Path]) -> list[str]:
     """What tells the runs of these metrics files apart: their names, with the folder where two have the same."""
     found = [path.name.removesuffix("_metrics.jsonl") for path in paths]
-    return [str(path.parent / name) if found.count(name) > 1 else name for path, name in zip(paths, found)]
+    return [
+        str(path.parent / name) if found.count(name) > 1 else name
+        for path, name in zip(paths, found)
+    ]
 
 
 def curves(paths: list[str | Path], x: str = "step"):
     """A matplotlib Figure of the runs of these metrics files, over one another; raw, and smoothed. Raises UserError."""
-    from matplotlib.figure import Figure  # here: it takes longer to load than most of what train.py starts with
+    from matplotlib.figure import (
+        Figure,  # here: it takes longer to load than most of what train.py starts with
+    )
     from matplotlib.lines import Line2D
 
     paths = list(map(Path, paths))
@@ -50,11 +60,17 @@ def curves(paths: list[str | Path], x: str = "step"):
     for path, rows in runs.items():
         if not rows:
             raise UserError(f"{path} is empty: the run has measured nothing yet")
-    keys = [key for key in PANELS if key == "train/loss" or any(key in row for rows in runs.values() for row in rows)]
+    keys = [
+        key
+        for key in PANELS
+        if key == "train/loss" or any(key in row for rows in runs.values() for row in rows)
+    ]
     figure = Figure(figsize=(8, 4 + 2 * (len(keys) - 1)))
     margins = {"left": 0.1, "right": 0.98, "bottom": 0.06, "top": 0.98, "hspace": 0.08}
     ratios = (2, 1, 1)[: len(keys)]
-    axes = figure.subplots(len(keys), 1, sharex=True, height_ratios=ratios, gridspec_kw=margins, squeeze=False)[:, 0]
+    axes = figure.subplots(
+        len(keys), 1, sharex=True, height_ratios=ratios, gridspec_kw=margins, squeeze=False
+    )[:, 0]
     for i, (path, name) in enumerate(zip(paths, names(paths))):
         color, style = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
         for axis, key in zip(axes, keys):
@@ -63,13 +79,20 @@ def curves(paths: list[str | Path], x: str = "step"):
                 axis.plot(places, values, color=color, linestyle=style)
             else:
                 axis.plot(places, values, color=color, alpha=0.25, linewidth=0.7)
-                axis.plot(places, smooth(values), color=color, linewidth=1.2, linestyle=style, label=name)
+                axis.plot(
+                    places, smooth(values), color=color, linewidth=1.2, linestyle=style, label=name
+                )
         axes[0].plot(*series(runs[path], "val/loss", x), color=color, **VALIDATION)
     for axis, key in zip(axes, keys):
         axis.set_ylabel(PANELS[key])
         axis.grid(alpha=0.3)
-    handles = [*axes[0].get_legend_handles_labels()[0], Line2D([], [], color="gray", label="validation", **VALIDATION)]
-    legend = axes[0].legend(handles=handles, loc="upper right", ncols=1 + len(paths) // 6, fontsize="small")
+    handles = [
+        *axes[0].get_legend_handles_labels()[0],
+        Line2D([], [], color="gray", label="validation", **VALIDATION),
+    ]
+    legend = axes[0].legend(
+        handles=handles, loc="upper right", ncols=1 + len(paths) // 6, fontsize="small"
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a run's name may have dollars in it
     axes[-1].set_xlabel(AXES[x])
@@ -91,9 +114,15 @@ def draw(paths: list[str | Path], out: str | Path, x: str = "step") -> None:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="plot.py", description=__doc__.splitlines()[0])
-    parser.add_argument("metrics", nargs="+", help="metrics files of runs, such as out/*_metrics.jsonl")
-    parser.add_argument("--x", choices=AXES, default="step", help="what the curves are drawn over (default: step)")
-    parser.add_argument("--out", default="out/curves.png", help="figure to write (default: %(default)s)")
+    parser.add_argument(
+        "metrics", nargs="+", help="metrics files of runs, such as out/*_metrics.jsonl"
+    )
+    parser.add_argument(
+        "--x", choices=AXES, default="step", help="what the curves are drawn over (default: step)"
+    )
+    parser.add_argument(
+        "--out", default="out/curves.png", help="figure to write (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     draw(args.metrics, args.out, args.x)
     print(f"wrote {args.out}")

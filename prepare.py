@@ -21,10 +21,12 @@ import numpy as np
 from tqdm import tqdm
 
 import data
-import tokenizer as tokenizers
-from cli import Parser, UserError, command
-from data import Corpus, files
-from dataset import DATA_DIR, SPLITS, load_dataset
+from common import files
+from common import tokenizer as tokenizers
+from common.cli import Parser, command
+from common.dataset import DATA_DIR, SPLITS, load_dataset
+from common.errors import UserError
+from data import Corpus
 
 SPLIT_SEED = 1337  # decides which documents are held back
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
@@ -48,12 +50,15 @@ def split_name(name: str) -> tuple[str, str]:
     if not corpus or kind not in tokenizers.KINDS or Path(name).name != name:
         kinds = ", ".join(tokenizers.KINDS)
         raise UserError(
-            f"a dataset is called <corpus>_<tokenizer> with a tokenizer of {kinds}; {name!r} is not", status=2
+            f"a dataset is called <corpus>_<tokenizer> with a tokenizer of {kinds}; {name!r} is not",
+            status=2,
         )
     return corpus, kind
 
 
-def find_corpus(name: str, inputs: list[str] | None, pattern: str | None, limit: int | None, options: dict) -> Corpus:
+def find_corpus(
+    name: str, inputs: list[str] | None, pattern: str | None, limit: int | None, options: dict
+) -> Corpus:
     """The text of `inputs`, or one of the project's corpora, or both where its load() takes `inputs`.
 
     Options that its load() does not take are refused. Raises UserError.
@@ -66,7 +71,8 @@ def find_corpus(name: str, inputs: list[str] | None, pattern: str | None, limit:
         return read_inputs(inputs, pattern)
     if not load:
         raise UserError(
-            f"there is no corpus {name}; bring your own text: python prepare.py {name}_char --input FILE", 2
+            f"there is no corpus {name}; bring your own text: python prepare.py {name}_char --input FILE",
+            2,
         )
     if unknown := sorted(options.keys() - known.keys()):
         raise UserError(f"the corpus {name} takes no --{unknown[0]}", status=2)
@@ -87,8 +93,13 @@ def read_inputs(inputs: list[str], pattern: str | None) -> Corpus:
 def limited(corpus: Corpus, limit: int) -> Corpus:
     """The first documents that fit into `limit` bytes together; of a continuous text, up to the last byte."""
     if corpus.continuous:
-        return replace(corpus, documents=lambda: beginning(corpus.documents(), limit), validation=None)
-    sizes = (sum(len(text.encode("utf-8")) for text in texts(document)) for document in corpus.documents())
+        return replace(
+            corpus, documents=lambda: beginning(corpus.documents(), limit), validation=None
+        )
+    sizes = (
+        sum(len(text.encode("utf-8")) for text in texts(document))
+        for document in corpus.documents()
+    )
     count = sum(1 for _ in takewhile(lambda size: size <= limit, accumulate(sizes)))
     return replace(corpus, documents=lambda: islice(corpus.documents(), count), validation=None)
 
@@ -111,7 +122,9 @@ def texts(document: str | Iterable[str]) -> Iterable[str]:
     return [document] if isinstance(document, str) else document
 
 
-def in_pieces(documents: Iterable[str | Iterable[str]], continuous: bool) -> Iterator[tuple[bool, str]]:
+def in_pieces(
+    documents: Iterable[str | Iterable[str]], continuous: bool
+) -> Iterator[tuple[bool, str]]:
     """Yields the text piece by piece, each with whether a document begins there; one without text is no document."""
     for document in [documents] if continuous else documents:
         begins = True
@@ -136,7 +149,9 @@ class Survey:
             content = text.encode("utf-8")
             digest.update(content)
             # Leaving out the ASCII that is known already, mostly all of it, is far faster than looking at each character.
-            rest = content.translate(None, delete=np.flatnonzero(seen[:128]).astype(np.uint8).tobytes())
+            rest = content.translate(
+                None, delete=np.flatnonzero(seen[:128]).astype(np.uint8).tobytes()
+            )
             seen[tokenizers.code_points(rest.decode("utf-8"))] = True
         self.sha256 = digest.hexdigest()
         self.vocabulary = "".join(map(chr, np.flatnonzero(seen)))
@@ -151,7 +166,11 @@ def split(corpus: Corpus, survey: Survey, val_fraction: float) -> Iterator[tuple
     elif corpus.continuous:
         left = int(survey.characters * (1 - val_fraction))  # characters that still belong to train
         for begins, text in in_pieces(corpus.documents(), continuous=True):
-            yield from ((name, begins, part) for name, part in (("train", text[:left]), ("val", text[left:])) if part)
+            yield from (
+                (name, begins, part)
+                for name, part in (("train", text[:left]), ("val", text[left:]))
+                if part
+            )
             left = max(0, left - len(text))
     else:
         order = np.random.default_rng(SPLIT_SEED).permutation(survey.documents)
@@ -181,7 +200,9 @@ def jobs(pieces: Iterable[tuple[str, bool, str]]) -> Iterator[tuple[str, list[tu
         yield name, job
 
 
-def write_tokens(folder: Path, pieces: Iterable[tuple[str, bool, str]], tokenizer) -> dict[str, dict[str, int]]:
+def write_tokens(
+    folder: Path, pieces: Iterable[tuple[str, bool, str]], tokenizer
+) -> dict[str, dict[str, int]]:
     """Writes <split>.bin of each split; counts its tokens, and the characters and bytes of its text.
 
     Separators go between documents; they count as tokens, not as text, so that bits per byte compare.
@@ -191,7 +212,11 @@ def write_tokens(folder: Path, pieces: Iterable[tuple[str, bool, str]], tokenize
         name, pieces = job
         ids, characters, n_bytes = [], 0, 0
         for separated, text in pieces:
-            ids += [tokenizer.separator, tokenizer.encode(text)] if separated else [tokenizer.encode(text)]
+            ids += (
+                [tokenizer.separator, tokenizer.encode(text)]
+                if separated
+                else [tokenizer.encode(text)]
+            )
             characters += len(text)
             n_bytes += len(text.encode("utf-8"))
         return name, np.concatenate(ids).astype("<u2"), characters, n_bytes
@@ -209,13 +234,19 @@ def write_tokens(folder: Path, pieces: Iterable[tuple[str, bool, str]], tokenize
             for name, ids, characters, n_bytes in pool.map(encode, batch):
                 count = counts[name]
                 (train if name == "train" else val).write(ids)
-                for unit, number in (("tokens", len(ids)), ("characters", characters), ("bytes", n_bytes)):
+                for unit, number in (
+                    ("tokens", len(ids)),
+                    ("characters", characters),
+                    ("bytes", n_bytes),
+                ):
                     count[unit] += number
                 bar.update(n_bytes)
     return counts
 
 
-def make_tokenizer(kind: str, survey: Survey, tokenizer_of: str | None = None) -> tokenizers.Tokenizer:
+def make_tokenizer(
+    kind: str, survey: Survey, tokenizer_of: str | None = None
+) -> tokenizers.Tokenizer:
     """The tokenizer of this kind for a text, or that of the dataset `tokenizer_of`.
 
     Raises UserError where its ids don't fit into a file, or it does not know all of the text.
@@ -240,11 +271,15 @@ def borrow_tokenizer(dataset: str, kind: str, characters: str) -> tokenizers.Tok
     """The tokenizer of a dataset. Raises UserError where it is of another kind, or does not know all the characters."""
     tokenizer = load_dataset(dataset).tokenizer
     if tokenizer.kind != kind:
-        raise UserError(f"the tokens of {dataset} are those of {tokenizer.kind}, not of {kind}", status=2)
+        raise UserError(
+            f"the tokens of {dataset} are those of {tokenizer.kind}, not of {kind}", status=2
+        )
     try:
         tokenizer.encode(characters)
     except tokenizers.UnknownCharacters as error:
-        raise UserError(f"the text can't be written in the tokens of {dataset}: it has {error}") from None
+        raise UserError(
+            f"the text can't be written in the tokens of {dataset}: it has {error}"
+        ) from None
     return tokenizer
 
 
@@ -310,7 +345,9 @@ def exchange(new: Path, folder: Path) -> None:
     try:
         for file in ("train.bin", "val.bin", "meta.json"):
             os.replace(new / file, folder / file)
-    except PermissionError as error:  # Windows: a file that a running program has open; nothing was exchanged yet
+    except (
+        PermissionError
+    ) as error:  # Windows: a file that a running program has open; nothing was exchanged yet
         if kept.exists() and (new / "train.bin").exists():
             kept.rename(meta)
         raise UserError(f"{error.filename2} is in use: end the run that reads it first") from None
@@ -327,7 +364,9 @@ def report(folder: Path, survey: Survey, meta: dict, tokenizer: tokenizers.Token
             f"  {count['tokens']:>13,} tokens  ({count['bytes'] / count['tokens']:.2f} bytes each)"
         )
     some = f"{survey.vocabulary[:100]!r}{' ...' * (len(survey.vocabulary) > 100)}"
-    print(f"  vocabulary of {tokenizer.vocab_size:,} tokens; {len(survey.vocabulary):,} different characters: {some}")
+    print(
+        f"  vocabulary of {tokenizer.vocab_size:,} tokens; {len(survey.vocabulary):,} different characters: {some}"
+    )
     print(f"  sha256 of the text: {survey.sha256}")
     print("  it begins:\n\n    " + survey.excerpt.replace("\n", "\n    ") + "\n")
 
@@ -335,7 +374,9 @@ def report(folder: Path, survey: Survey, meta: dict, tokenizer: tokenizers.Token
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="prepare.py", description=__doc__.splitlines()[0])
-    parser.add_argument("dataset", nargs="?", help="<corpus>_<tokenizer>, such as shakespeare_char or notes_byte")
+    parser.add_argument(
+        "dataset", nargs="?", help="<corpus>_<tokenizer>, such as shakespeare_char or notes_byte"
+    )
     parser.add_argument(
         "--input",
         nargs="+",
@@ -343,24 +384,48 @@ def main(argv: list[str]) -> None:
         help="your own text: UTF-8 files, and folders of them; for python source trees to add to the library",
     )
     parser.add_argument(
-        "--pattern", help="files to take from folders, such as '*.rst' (default: *.txt and *.md; for python *.py)"
+        "--pattern",
+        help="files to take from folders, such as '*.rst' (default: *.txt and *.md; for python *.py)",
     )
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="part held back for validation (default: 0.1)")
+    parser.add_argument(
+        "--val_fraction",
+        type=float,
+        default=0.1,
+        help="part held back for validation (default: 0.1)",
+    )
     parser.add_argument("--limit", type=int, metavar="BYTES", help="take this much text at most")
     parser.add_argument(
-        "--tokenizer_of", metavar="DATASET", help="take its tokens, for --init_from (default: new ones)"
+        "--tokenizer_of",
+        metavar="DATASET",
+        help="take its tokens, for --init_from (default: new ones)",
     )
     parser.add_argument("--category", help="robotics: arXiv's category (default: cs.RO)")
-    parser.add_argument("--max_results", type=int, help="robotics: number of papers (default: 5000)")
+    parser.add_argument(
+        "--max_results", type=int, help="robotics: number of papers (default: 5000)"
+    )
     args = parser.parse_args(argv)
     if args.dataset:
-        options = {name: getattr(args, name) for name in ("category", "max_results") if getattr(args, name) is not None}
-        prepare(args.dataset, args.input, args.pattern, args.val_fraction, args.limit, args.tokenizer_of, **options)
+        options = {
+            name: getattr(args, name)
+            for name in ("category", "max_results")
+            if getattr(args, name) is not None
+        }
+        prepare(
+            args.dataset,
+            args.input,
+            args.pattern,
+            args.val_fraction,
+            args.limit,
+            args.tokenizer_of,
+            **options,
+        )
         return
     print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
     for name, about in corpora().items():
         print(f"  {name:12} {about}")
-    print(f"or any name for your own text with --input FILE or FOLDER; tokenizers: {', '.join(tokenizers.KINDS)}")
+    print(
+        f"or any name for your own text with --input FILE or FOLDER; tokenizers: {', '.join(tokenizers.KINDS)}"
+    )
 
 
 if __name__ == "__main__":

@@ -24,18 +24,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-import checkpoint
-import distributed
-import pretrained
-import tokenizer as tokenizers
-from cli import UserError, command, quote
-from config import Config, load_config
-from dataset import Dataset, is_prepared, load_dataset
-from device import autocast, pick_compile, pick_device, pick_dtype, reuse_memory
+from common import checkpoint, distributed, gpt2
+from common import tokenizer as tokenizers
+from common.arguments import load_config
+from common.cli import command, quote
+from common.dataset import Dataset, is_prepared, load_dataset
+from common.device import autocast, pick_compile, pick_device, pick_dtype, reuse_memory
+from common.errors import UserError
+from common.metrics import Metrics, read_metrics
+from common.muon import Muon
+from config import Config
 from evaluate import mean_loss
-from metrics import Metrics, read_metrics
 from model import GPT, count_parameters
-from muon import Muon
 from plot import draw
 from prepare import prepare
 
@@ -71,7 +71,9 @@ class Batches:
     def starts(self, step: int) -> np.ndarray:
         B, T = self.config.batch_size, self.config.block_size
         if self.config.batch_order == "random":
-            return np.random.default_rng((self.config.seed, step)).integers(0, len(self.tokens) - T, size=B)
+            return np.random.default_rng((self.config.seed, step)).integers(
+                0, len(self.tokens) - T, size=B
+            )
         epochs, places = np.divmod(np.arange(step * B, (step + 1) * B), self.windows)
         return np.array([self.epoch(int(epoch))[place] for epoch, place in zip(epochs, places)])
 
@@ -90,7 +92,10 @@ def learning_rate(step: int, config: Config) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.final_lr + (config.learning_rate - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+    return (
+        config.final_lr
+        + (config.learning_rate - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+    )
 
 
 def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
@@ -108,7 +113,9 @@ def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
     if config.optimizer == "muon":
         muon = Muon([matrices], lr=config.learning_rate)
         return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=betas, fused=True)]
-    return [torch.optim.AdamW([matrices, *others], lr=config.learning_rate, betas=betas, fused=True)]
+    return [
+        torch.optim.AdamW([matrices, *others], lr=config.learning_rate, betas=betas, fused=True)
+    ]
 
 
 def compile_model(model: GPT):
@@ -136,10 +143,16 @@ def optimizer_step(forward, optimizers, scaler, ids, step: int, dtype: torch.dty
             place = (config.seed, step, micro_step, distributed.rank())
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         unfinished = isinstance(forward, DistributedDataParallel) and micro_step < len(parts) - 1
-        with forward.no_sync() if unfinished else nullcontext():  # gradients are exchanged once, with the last part
+        with (
+            forward.no_sync() if unfinished else nullcontext()
+        ):  # gradients are exchanged once, with the last part
             with autocast(ids.device, dtype):
                 logits = forward(part[:, :-1])
-            share = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) * len(part) / len(ids)
+            share = (
+                F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
+                * len(part)
+                / len(ids)
+            )
             scaler.scale(share).backward()
         loss += share.detach()
     for optimizer in optimizers:
@@ -149,7 +162,9 @@ def optimizer_step(forward, optimizers, scaler, ids, step: int, dtype: torch.dty
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
     for group in groups:
         group["lr"] = learning_rate(step, config)
-    overflowed = scaler.is_enabled() and not norm.isfinite()  # in any part: then no part of the model steps
+    overflowed = (
+        scaler.is_enabled() and not norm.isfinite()
+    )  # in any part: then no part of the model steps
     for optimizer in optimizers:
         if not overflowed:
             scaler.step(optimizer)
@@ -162,16 +177,26 @@ def optimizer_step(forward, optimizers, scaler, ids, step: int, dtype: torch.dty
 # what a person sees
 
 
-def describe(config: Config, dataset: Dataset, model: GPT, epochs: float, choices: dict[str, tuple]) -> None:
+def describe(
+    config: Config, dataset: Dataset, model: GPT, epochs: float, choices: dict[str, tuple]
+) -> None:
     """Prints the one block at the start of a run."""
-    groups = {name: sum(p.numel() for p in group) for name, group in model.parameter_groups().items()}
+    groups = {
+        name: sum(p.numel() for p in group) for name, group in model.parameter_groups().items()
+    }
     parts = ", ".join(f"{count:,} in {name}" for name, count in groups.items())
-    part = f", {config.eval_tokens:,} of them before the end" if config.eval_tokens < len(dataset.val) else ""
+    part = (
+        f", {config.eval_tokens:,} of them before the end"
+        if config.eval_tokens < len(dataset.val)
+        else ""
+    )
     print(
         f"data     {dataset.name}: {len(dataset.train):,} tokens to train on, {len(dataset.val):,} to validate on{part}"
     )
     print(f"model    {sum(groups.values()):,} parameters: {parts}")
-    print(f"run      {config.max_steps:,} steps of {config.tokens_per_step:,} tokens, {epochs:.1f} epochs")
+    print(
+        f"run      {config.max_steps:,} steps of {config.tokens_per_step:,} tokens, {epochs:.1f} epochs"
+    )
     for name, (value, reason) in choices.items():
         print(f"{name:8} {value} ({reason})")
 
@@ -207,8 +232,13 @@ class StopSignals:
     def __enter__(self):
         self.received = False
         self.before = {}
-        if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
-            self.before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python handles signals nowhere else
+            self.before = {
+                number: signal.signal(number, self.handle)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def handle(self, number, frame):
@@ -251,7 +281,9 @@ class Run:
         """After a step; a young average forgets faster, as it began with weights that had learnt nothing."""
         if self.average:
             decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-            get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.model.parameters()), None)
+            get_ema_multi_avg_fn(decay)(
+                list(self.average.parameters()), list(self.model.parameters()), None
+            )
 
     def save(self, better: bool) -> None:
         """Writes _last.pt, and _best.pt too where this is the better model; another run's is kept beside it."""
@@ -283,31 +315,44 @@ class Run:
             raise UserError(f"data/{self.dataset.name} is not the data that {path} was trained on")
         if state["step"] > self.config.max_steps:
             raise UserError(
-                f"{path} has {state['step']:,} steps already: max_steps={self.config.max_steps:,} is too low", 2
+                f"{path} has {state['step']:,} steps already: max_steps={self.config.max_steps:,} is too low",
+                2,
             )
         try:
             self.result.load_state_dict(state["model"])
             self.model.load_state_dict(state["raw_model"] or state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                settings = optimizer.state_dict()["param_groups"]  # this run's, not those of the checkpoint
+                settings = optimizer.state_dict()[
+                    "param_groups"
+                ]  # this run's, not those of the checkpoint
                 optimizer.load_state_dict({"state": saved["state"], "param_groups": settings})
-            if state["scaler"] and self.scaler.is_enabled():  # it may have been saved at another precision
+            if (
+                state["scaler"] and self.scaler.is_enabled()
+            ):  # it may have been saved at another precision
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from None
-        self.step, self.best_step, self.best_val_loss = state["step"], state["best_step"], state["best_val_loss"]
+        self.step, self.best_step, self.best_val_loss = (
+            state["step"],
+            state["best_step"],
+            state["best_val_loss"],
+        )
         self.id = state["run_id"]
 
     def init_from(self, path: str) -> None:
         """Takes the weights of a checkpoint, or of GPT-2. Raises UserError where its tokenizer or its architecture differs."""
-        model, tokenizer = checkpoint.build(pretrained.load(path), self.model.token_embedding.weight.device)
+        model, tokenizer = checkpoint.build(
+            gpt2.load(path), self.model.token_embedding.weight.device
+        )
         if found := tokenizers.difference(tokenizer, self.dataset.tokenizer):
             raise UserError(f"{path} can't go on with data/{self.dataset.name}: {found}")
         try:
             for own in filter(None, (self.model, self.average)):
                 own.load_state_dict(model.state_dict())
         except RuntimeError as error:
-            raise UserError(f"{path} has another architecture: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(
+                f"{path} has another architecture: {' '.join(str(error).split())[:200]}"
+            ) from None
 
     def evaluate(self) -> tuple[float, bool]:
         """The validation loss, and whether it is the best so far; weights that have learnt nothing are never the best."""
@@ -337,7 +382,11 @@ def train(config: Config) -> dict:
         torch.cuda.set_device(device)
     dtype, dtype_reason = pick_dtype(config.dtype, device)
     if config.batch_size % (distributed.world_size() * (config.micro_batch_size or 1)):
-        parts = f" in parts of micro_batch_size={config.micro_batch_size}" if config.micro_batch_size else ""
+        parts = (
+            f" in parts of micro_batch_size={config.micro_batch_size}"
+            if config.micro_batch_size
+            else ""
+        )
         raise UserError(
             f"batch_size={config.batch_size} can't be shared out evenly over {distributed.world_size()} processes{parts}",
             status=2,
@@ -365,8 +414,12 @@ def train(config: Config) -> dict:
     elif config.init_from:
         run.init_from(config.init_from)
         choices["start"] = ("step 0", f"with the weights of {config.init_from}")
-    describe(config, dataset, run.model, config.max_steps * config.batch_size / batches.windows, choices)
-    forward = compile_model(run.model) if compiled else run.model  # they share their weights; run.model is saved
+    describe(
+        config, dataset, run.model, config.max_steps * config.batch_size / batches.windows, choices
+    )
+    forward = (
+        compile_model(run.model) if compiled else run.model
+    )  # they share their weights; run.model is saved
     if distributed.world_size() > 1:
         forward = DistributedDataParallel(forward)
     path = config.path("metrics.jsonl")
@@ -386,7 +439,12 @@ def loop(run: Run, batches: Batches, forward, metrics: Metrics) -> bool:
     device, start, first = model.token_embedding.weight.device, run.step, distributed.rank() == 0
     before = metrics.seconds
     started = saved = time.perf_counter()
-    bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=None if first and sys.stderr else True)
+    bar = tqdm(
+        total=config.max_steps,
+        initial=start,
+        unit="step",
+        disable=None if first and sys.stderr else True,
+    )
     with StopSignals() as stop, bar:
         for step in range(start, config.max_steps + 1):
             run.step = step
@@ -410,7 +468,10 @@ def loop(run: Run, batches: Batches, forward, metrics: Metrics) -> bool:
                 saved = time.perf_counter()
             if not finished and run.out_of_patience():
                 finished = True
-                bar.write(f"{config.patience} evaluations without a better loss: the run ends here", file=sys.stdout)
+                bar.write(
+                    f"{config.patience} evaluations without a better loss: the run ends here",
+                    file=sys.stdout,
+                )
             if finished or stopped:
                 break
             if first and config.sample_interval and step > 0 and step % config.sample_interval == 0:
@@ -420,7 +481,9 @@ def loop(run: Run, batches: Batches, forward, metrics: Metrics) -> bool:
 
             with metrics.timed():
                 ids = batches(step).to(device)
-                loss, norm = optimizer_step(forward, run.optimizers, run.scaler, ids, step, run.dtype, config)
+                loss, norm = optimizer_step(
+                    forward, run.optimizers, run.scaler, ids, step, run.dtype, config
+                )
                 run.update_average()
                 metrics.add(step, learning_rate(step, config), loss, norm)
                 row = metrics.collect() if step % config.log_interval == 0 else None
@@ -428,13 +491,20 @@ def loop(run: Run, batches: Batches, forward, metrics: Metrics) -> bool:
             if row and step > start:
                 rate = (step + 1 - start) * config.tokens_per_step / (metrics.seconds - before)
                 metrics.speed(step, rate)
-                left = (time.perf_counter() - started) / (step + 1 - start) * (config.max_steps - step - 1)
+                left = (
+                    (time.perf_counter() - started)
+                    / (step + 1 - start)
+                    * (config.max_steps - step - 1)
+                )
                 norm = row.get("train/grad_norm", math.inf)
                 line = (f"loss {row['train/loss']:.4f} | lr {row['train/lr']:.2e} | gradient norm {norm:.3f} | "
                         f"{rate:,.0f} tokens/s")  # fmt: skip
                 bar.set_postfix_str(line)
                 if bar.disable:
-                    print(f"step {step:>6,} | {line} | {left // 60:.0f}:{left % 60:02.0f} left", flush=True)
+                    print(
+                        f"step {step:>6,} | {line} | {left // 60:.0f}:{left % 60:02.0f} left",
+                        flush=True,
+                    )
     return finished
 
 
@@ -447,7 +517,9 @@ def conclude(run: Run, finished: bool, metrics: Metrics) -> float:
     best_path, curves_path = config.path("best.pt"), config.path("curves.png")
     if not finished:
         if first:
-            folder = f" --out_dir={quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
+            folder = (
+                f" --out_dir={quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
+            )
             again = f"python train.py --run_name={quote(config.run_name)}{folder} --resume"
             print(f"saved {config.path('last.pt')} at step {run.step:,}; go on with: {again}")
         return run.best_val_loss
@@ -464,7 +536,9 @@ def conclude(run: Run, finished: bool, metrics: Metrics) -> float:
         print(f"the best model, of step {best['step']:,}: validation loss {loss:.4f}, "
               f"{dataset.bits_per_byte(loss):.4f} bits per byte")  # fmt: skip
         print(f"--- a sample of it ---\n{text}\n---")
-        print(f"{best_path} talks: python sample.py --ckpt {quote(str(best_path))}; curves: {curves_path}")
+        print(
+            f"{best_path} talks: python sample.py --ckpt {quote(str(best_path))}; curves: {curves_path}"
+        )
     return loss
 
 

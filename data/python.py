@@ -6,8 +6,9 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cli import UserError
-from data import Corpus, files
+from common import files
+from common.errors import UserError
+from data import Corpus
 
 ABOUT = "12 MB: the standard library of the Python that runs this, no download; indentation, brackets, names"
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -21,7 +22,9 @@ def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None
     library = Path(sysconfig.get_path("stdlib"))
     paths = []
     for where, folders, names in os.walk(library):
-        folders[:] = [name for name in folders if name not in SKIPPED]  # site-packages alone can hold 100,000 files
+        folders[:] = [
+            name for name in folders if name not in SKIPPED
+        ]  # site-packages alone can hold 100,000 files
         paths += [Path(where, name) for name in names if name.endswith(".py")]
     if not paths:
         raise UserError(

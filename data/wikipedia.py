@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cli import UserError
-from data import Corpus, download, files
+from common import download, files
+from common.errors import UserError
+from data import Corpus
 
 ABOUT = "100 MB, or less with --limit BYTES: enwik8, English Wikipedia of 2006; more text than a 10M model can learn by heart"
 URL = "http://mattmahoney.net/dc/enwik8.zip"
@@ -28,8 +29,12 @@ def load(folder: Path, *, limit: int | None = None) -> Corpus:
             continuous=True,
         )
     if next(_articles(path, limit), None) is None:
-        raise UserError(f"--limit {limit:,}: not one whole article of enwik8 is that short; try 1,000,000 bytes")
-    return Corpus(f"enwik8, {URL}, articles of the first {limit:,} bytes", lambda: _articles(path, limit))
+        raise UserError(
+            f"--limit {limit:,}: not one whole article of enwik8 is that short; try 1,000,000 bytes"
+        )
+    return Corpus(
+        f"enwik8, {URL}, articles of the first {limit:,} bytes", lambda: _articles(path, limit)
+    )
 
 
 def _open(path: Path) -> BinaryIO:

@@ -17,21 +17,38 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cli import Parser, command
+from common.cli import Parser, command
+from common.dataset import is_prepared, load_dataset
+from common.device import pick_device
 from config import Config
-from dataset import is_prepared, load_dataset
-from device import pick_device
-from experiments.runs import STUDENT, in_own_folder, interval, markdown, read_rows, run_all, write_rows
+from experiments.runs import (
+    STUDENT,
+    in_own_folder,
+    interval,
+    markdown,
+    read_rows,
+    run_all,
+    write_rows,
+)
 from model import count_parameters
 from plot import COLORS
 from prepare import prepare
 
 RESULTS = Path("experiments/results")
 SEARCH_SEED = 0  # of the runs that look for a learning rate
-MOST_RATES = 8  # at which one arm is tried; it takes more than the first ones where the best lies at an edge
+MOST_RATES = (
+    8  # at which one arm is tried; it takes more than the first ones where the best lies at an edge
+)
 SPREAD = 0.010  # standard deviation of the difference of two runs of one seed, nats: what experiments.recipe found
-FACTORS = {"depth": "n_layers", "width": "d_model", "heads": "n_heads", "batch": "batch_size"}  # of settings, by name
-TOLERANCE = 0.5  # nats above the arm's best loss at which a learning rate counts as too high to train
+FACTORS = {
+    "depth": "n_layers",
+    "width": "d_model",
+    "heads": "n_heads",
+    "batch": "batch_size",
+}  # of settings, by name
+TOLERANCE = (
+    0.5  # nats above the arm's best loss at which a learning rate counts as too high to train
+)
 
 # The 10M model of configs/shakespeare_char.py, and for a CPU one of the same depth and a quarter of its width. Not
 # compiled: many short runs of different models would wait for their compilation longer than it saves.
@@ -39,7 +56,16 @@ GPU = Config(
     dataset="shakespeare_char", run_name="run", dropout=0.2, min_lr=0.0, max_steps=2000, warmup_steps=100,
     eval_tokens=20_000, sample_interval=0, save_interval=0, compile=False,
 )  # fmt: skip
-CPU = replace(GPU, d_model=96, n_heads=3, block_size=128, dropout=0.0, batch_size=8, max_steps=600, warmup_steps=50)
+CPU = replace(
+    GPU,
+    d_model=96,
+    n_heads=3,
+    block_size=128,
+    dropout=0.0,
+    batch_size=8,
+    max_steps=600,
+    warmup_steps=50,
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +79,15 @@ class Study:
     question: str
     arms: dict[str, dict]
     seeds: int
-    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates: where to look first, in equal ratios
+    rates: tuple[float, ...] = (
+        2e-3,
+        4e-3,
+        8e-3,
+    )  # learning rates: where to look first, in equal ratios
     length: float = 1.0  # factor of the base's max_steps, for all arms
-    every_rate: bool = False  # all seeds at these learning rates, and no others: then they are what is asked about
+    every_rate: bool = (
+        False  # all seeds at these learning rates, and no others: then they are what is asked about
+    )
     equal_operations: bool = False  # an arm whose model is larger gets fewer steps
     unit: str = "final"  # of a run's result: the loss that is compared
     timed: bool = False  # whether the time of training is compared as well
@@ -145,13 +177,20 @@ def make(study: Study, base: Config, seeds: int, parallel: int) -> list[dict]:
         while len(best) < len(study.arms):
             found = results(points, later=seeds * len(study.arms))
             for arm in study.arms:
-                losses = {rate: loss(result, study.unit) for (a, rate, _), result in found.items() if a == arm}
+                losses = {
+                    rate: loss(result, study.unit)
+                    for (a, rate, _), result in found.items()
+                    if a == arm
+                }
                 if (rate := next_rate(losses, ratio)) is None:
                     best[arm] = min(losses, key=losses.get)
                 else:
                     points.append((arm, rate, SEARCH_SEED))
         points += [(arm, best[arm], seed) for seed in range(1, seeds + 1) for arm in study.arms]
-    return [{"arm": arm, "learning_rate": rate, **result} for (arm, rate, _), result in results(points).items()]
+    return [
+        {"arm": arm, "learning_rate": rate, **result}
+        for (arm, rate, _), result in results(points).items()
+    ]
 
 
 def next_rate(losses: dict[float, float], ratio: float) -> float | None:
@@ -180,7 +219,9 @@ def rates_of(rows: list[dict], arm: str | None = None) -> list[float]:
 
 def losses_at(study: Study, rows: list[dict], arm: str, rate: float) -> list[float]:
     """Of every run of an arm at a learning rate; infinite where it diverged."""
-    return [loss(row, study.unit) for row in rows if (row["arm"], row["learning_rate"]) == (arm, rate)]
+    return [
+        loss(row, study.unit) for row in rows if (row["arm"], row["learning_rate"]) == (arm, rate)
+    ]
 
 
 def chosen(study: Study, rows: list[dict], arm: str) -> list[dict]:
@@ -198,25 +239,48 @@ def training_time(runs: list[dict]) -> float:
 def difference(study: Study, rows: list[dict], arm: str) -> tuple[float, float] | None:
     """How much higher an arm's loss is than the first one's, in pairs of one seed, and half of its 95% interval."""
     own, reference = (
-        {row["seed"]: loss(row, study.unit) for row in chosen(study, rows, a)} for a in (arm, first(study))
+        {row["seed"]: loss(row, study.unit) for row in chosen(study, rows, a)}
+        for a in (arm, first(study))
     )
-    pairs = [own[seed] - reference[seed] for seed in own if math.isfinite(own[seed]) and math.isfinite(reference[seed])]
+    pairs = [
+        own[seed] - reference[seed]
+        for seed in own
+        if math.isfinite(own[seed]) and math.isfinite(reference[seed])
+    ]
     return interval(pairs) if len(pairs) > 1 else None
 
 
 def compared(study: Study, rows: list[dict]) -> str:
     """Markdown: each arm at its best learning rate, beside the first one."""
     what = "bits per byte" if study.unit == "bits_per_byte" else "loss"
-    columns = ["arm", "learning rate", "n", "diverged", f"final {what}", f"best {what}", "difference", "95% interval"]
+    columns = [
+        "arm",
+        "learning rate",
+        "n",
+        "diverged",
+        f"final {what}",
+        f"best {what}",
+        "difference",
+        "95% interval",
+    ]
     lines = [columns + ["training [s]"] * study.timed]
     for arm in study.arms:
         runs = chosen(study, rows, arm)
         fine = [row for row in runs if row["diverged"] is None]
-        cells = [arm, f"{runs[0]['learning_rate']:g}", f"{len(runs)}", f"{len(runs) - len(fine)}", *[""] * 4]
+        cells = [
+            arm,
+            f"{runs[0]['learning_rate']:g}",
+            f"{len(runs)}",
+            f"{len(runs) - len(fine)}",
+            *[""] * 4,
+        ]
         if len(fine) > 1:
             final = [row[study.unit] for row in fine]
             best = [row["best"] * row[study.unit] / row["final"] for row in fine]
-            cells[4:6] = f"{statistics.mean(final):.4f} ± {statistics.stdev(final):.4f}", f"{statistics.mean(best):.4f}"
+            cells[4:6] = (
+                f"{statistics.mean(final):.4f} ± {statistics.stdev(final):.4f}",
+                f"{statistics.mean(best):.4f}",
+            )
         if arm != first(study) and (found := difference(study, rows, arm)):
             mean, half = found
             cells[6:] = f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}"
@@ -237,9 +301,17 @@ def by_rate(study: Study, rows: list[dict]) -> str:
             fine = list(filter(math.isfinite, losses))
             if losses:
                 means[rate] = statistics.mean(losses)
-            lost = f"{len(losses) - len(fine)} of {len(losses)} diverged" if len(fine) < len(losses) else ""
-            cells.append(", ".join(filter(None, (f"{statistics.mean(fine):.3f}" if fine else "", lost))))
-        trains = max(rate for rate, mean in means.items() if mean <= min(means.values()) + TOLERANCE)
+            lost = (
+                f"{len(losses) - len(fine)} of {len(losses)} diverged"
+                if len(fine) < len(losses)
+                else ""
+            )
+            cells.append(
+                ", ".join(filter(None, (f"{statistics.mean(fine):.3f}" if fine else "", lost)))
+            )
+        trains = max(
+            rate for rate, mean in means.items() if mean <= min(means.values()) + TOLERANCE
+        )
         lines.append([*cells, f"{trains:g}"])
     return markdown(lines)
 
@@ -259,11 +331,15 @@ def arms_figure(study: Study, rows: list[dict]) -> Figure:
     figure = Figure(figsize=(8, 1 + 0.45 * len(study.arms)), layout="constrained")
     axis = figure.subplots()
     for place, arm in enumerate(study.arms):
-        losses = [loss(row, study.unit) for row in chosen(study, rows, arm) if row["diverged"] is None]
+        losses = [
+            loss(row, study.unit) for row in chosen(study, rows, arm) if row["diverged"] is None
+        ]
         color = COLORS[place % len(COLORS)]
         axis.plot(losses, [place] * len(losses), "o", color=color, alpha=0.6)
         if losses:
-            axis.plot([statistics.mean(losses)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
+            axis.plot(
+                [statistics.mean(losses)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2
+            )
     axis.set_yticks(range(len(study.arms)), list(study.arms))
     axis.invert_yaxis()
     axis.set_xlabel(UNITS[study.unit])
@@ -273,7 +349,9 @@ def arms_figure(study: Study, rows: list[dict]) -> Figure:
 
 def rates_figure(study: Study, rows: list[dict]) -> Figure:
     """Final loss against learning rate: every run, and the mean of each arm as a line; runs that diverged at the top."""
-    groups = list(dict.fromkeys(arm.split(", ")[0] for arm in study.arms)) if study.every_rate else [""]
+    groups = (
+        list(dict.fromkeys(arm.split(", ")[0] for arm in study.arms)) if study.every_rate else [""]
+    )
     figure = Figure(figsize=(8, 5), layout="constrained")
     fine = [loss(row, study.unit) for row in rows if row["diverged"] is None]
     top = min(max(fine), 2 * min(fine)) + 0.05 * min(fine)
@@ -283,10 +361,17 @@ def rates_figure(study: Study, rows: list[dict]) -> Figure:
             for rate in rates:
                 losses = [min(value, top) for value in losses_at(study, rows, arm, rate)]
                 axis.plot([rate] * len(losses), losses, "o", color=color, alpha=0.4, markersize=4)
-            means = [statistics.mean(min(value, top) for value in losses_at(study, rows, arm, rate)) for rate in rates]
+            means = [
+                statistics.mean(min(value, top) for value in losses_at(study, rows, arm, rate))
+                for rate in rates
+            ]
             label = arm.removeprefix(group).removeprefix(", ") or "all as in the base"
             axis.plot(rates, means, color=color, label=label)
-        lost = [row["learning_rate"] for row in rows if row["arm"].startswith(group) and row["diverged"] is not None]
+        lost = [
+            row["learning_rate"]
+            for row in rows
+            if row["arm"].startswith(group) and row["diverged"] is not None
+        ]
         if lost:
             axis.plot(lost, [top] * len(lost), "x", color="black", markersize=9, label="diverged")
         axis.set_xscale("log")
@@ -296,8 +381,14 @@ def rates_figure(study: Study, rows: list[dict]) -> Figure:
         axis.set_title(group)
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel(UNITS[study.unit])
-    entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    entries = {
+        label: handle
+        for axis in figure.axes
+        for handle, label in zip(*axis.get_legend_handles_labels())
+    }
+    figure.legend(
+        entries.values(), entries, loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
     return figure
 
 
@@ -315,12 +406,20 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.ablate", description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
     counts = {"type": int, "metavar": "N"}
-    parser.add_argument("--seeds", **counts, choices=range(2, 11), help="runs of each arm at its best rate, 2 to 10")
+    parser.add_argument(
+        "--seeds", **counts, choices=range(2, 11), help="runs of each arm at its best rate, 2 to 10"
+    )
     parser.add_argument("--steps", **counts, help="steps of a run")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; on a GPU the models have 10M parameters")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, mps; on a GPU the models have 10M parameters"
+    )
     parser.add_argument("--parallel", **counts, help="runs at a time (on a CPU: one for each core)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
-    parser.add_argument("--redraw", action="store_true", help="train nothing: table and figures from runs.jsonl")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="train nothing: table and figures from runs.jsonl"
+    )
     args = parser.parse_args(argv)
     if any(value is not None and value < 1 for value in (args.steps, args.parallel)):
         parser.error("--steps and --parallel must be at least 1")
@@ -330,7 +429,10 @@ def main(argv: list[str]) -> None:
         base = replace(CPU if device.type == "cpu" else GPU, device=str(device))
         if args.steps:
             warmup = base.warmup_steps * args.steps // base.max_steps
-            study, base = replace(study, length=1.0), replace(base, max_steps=args.steps, warmup_steps=warmup)
+            study, base = (
+                replace(study, length=1.0),
+                replace(base, max_steps=args.steps, warmup_steps=warmup),
+            )
         for dataset in {arm.get("dataset", base.dataset) for arm in study.arms.values()}:
             if not is_prepared(dataset):
                 prepare(dataset)

@@ -33,13 +33,14 @@ import torch
 from matplotlib.figure import Figure
 
 import prepare
-from cli import Parser, UserError, command
+from common.cli import Parser, command
+from common.device import has_bfloat16, pick_device, pick_weights_dtype, reuse_memory
+from common.errors import UserError
+from common.metrics import read_metrics
+from common.tokenizer import BPETokenizer, ByteTokenizer
 from config import Config
 from data import Corpus, python
-from device import has_bfloat16, pick_device, pick_weights_dtype, reuse_memory
-from metrics import read_metrics
 from model import GPT, GPTConfig, count_parameters
-from tokenizer import BPETokenizer, ByteTokenizer
 from train import Run, optimizer_step
 
 ROOT = Path(__file__).parent.parent
@@ -104,10 +105,17 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> float:
 
 def our_rate(settings: dict, steps: int) -> float:
     """Tokens per second of train.py by its metrics, the first steps left out."""
-    settings = settings | {"max_steps": steps, "warmup_steps": 1, "log_interval": 1, "run_name": "run"}
+    settings = settings | {
+        "max_steps": steps,
+        "warmup_steps": 1,
+        "log_interval": 1,
+        "run_name": "run",
+    }
     settings |= {"eval_tokens": 1, "sample_interval": 0}
     with tempfile.TemporaryDirectory() as out:
-        Path(out, "config.py").write_text("".join(f"{name} = {value!r}\n" for name, value in settings.items()))
+        Path(out, "config.py").write_text(
+            "".join(f"{name} = {value!r}\n" for name, value in settings.items())
+        )
         output([ROOT / "train.py", f"{out}/config.py", f"--out_dir={out}"])
         rows = [row for row in read_metrics(Path(out, "run_metrics.jsonl")) if "train/loss" in row]
     return rows[1]["tokens"] / statistics.median(np.diff([row["seconds"] for row in rows])[3:])
@@ -120,7 +128,10 @@ def nanogpt_rate(nanogpt: str, shape: dict[str, int], steps: int, device: torch.
         flags += [f"--device={device}", f"--compile={device.type == 'cuda'}", "--dropout=0.0", f"--max_iters={steps}",
                   "--eval_iters=1", "--log_interval=1", f"--out_dir={out}"]  # fmt: skip
         printed = output(["train.py", "config/train_shakespeare_char.py", *flags], nanogpt)
-    times = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", printed, re.MULTILINE)]
+    times = [
+        float(ms) / 1000
+        for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", printed, re.MULTILINE)
+    ]
     return shape["batch_size"] * shape["block_size"] / statistics.median(times[4:])
 
 
@@ -139,9 +150,16 @@ def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dic
             contestants["nanogpt"] = partial(nanogpt_rate, nanogpt, shape, steps, device)
         rates = alternate(contestants, rounds)
         config = GPTConfig(vocab_size=65, **of_the_model(shape))
-        operations = 6 * count_parameters(config) + 12 * config.n_layers * config.d_model * config.block_size
-        shares = [100 * operations * ours / most for ours, most in zip(rates["compiled"], rates["ceiling"])]
-        what = f"training, {size} parameters, batches of {shape['batch_size']} x {shape['block_size']}"
+        operations = (
+            6 * count_parameters(config) + 12 * config.n_layers * config.d_model * config.block_size
+        )
+        shares = [
+            100 * operations * ours / most
+            for ours, most in zip(rates["compiled"], rates["ceiling"])
+        ]
+        what = (
+            f"training, {size} parameters, batches of {shape['batch_size']} x {shape['block_size']}"
+        )
         theirs = {"nanogpt": rates["nanogpt"]} if nanogpt else {}
         rows += [
             {"what": f"{what}, compiled blocks, {precision}", "unit": "tokens/s", "ours": rates["compiled"], **theirs},
@@ -161,7 +179,9 @@ def commands(nanogpt: str | None, rounds: int) -> list[dict]:
         """Seconds."""
         with tempfile.TemporaryDirectory() as out:
             tick = time.perf_counter()
-            seed = [] if line == NANOGPT_ON_CPU else [f"--seed={len(losses[line]) + 1}"]  # it has none to set
+            seed = (
+                [] if line == NANOGPT_ON_CPU else [f"--seed={len(losses[line]) + 1}"]
+            )  # it has none to set
             printed = output([*line.split(), *seed, f"--out_dir={out}"], folder)
             took = time.perf_counter() - tick
         losses[line].append(float(re.findall(r"val(?:idation)? loss ([\d.]+)", printed)[-1]))
@@ -188,21 +208,32 @@ def load_nanogpt(folder: str):
     """The module model.py of a nanoGPT checkout. Raises UserError."""
     path = Path(folder, "model.py")
     if not path.is_file():
-        raise UserError(f"there is no nanoGPT in {folder}: git clone https://github.com/karpathy/nanoGPT", status=2)
+        raise UserError(
+            f"there is no nanoGPT in {folder}: git clone https://github.com/karpathy/nanoGPT",
+            status=2,
+        )
     spec = importlib.util.spec_from_file_location("nanogpt", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def generation(nanogpt: str | None, rounds: int, device: torch.device, tokens: int = 500) -> list[dict]:
+def generation(
+    nanogpt: str | None, rounds: int, device: torch.device, tokens: int = 500
+) -> list[dict]:
     shape, _ = SHAPES["10.65M"]
     ours = GPT(GPTConfig(vocab_size=65, **of_the_model(shape)))
     ours.to(device).eval()
     if nanogpt:
         module = load_nanogpt(nanogpt)
-        theirs = {NANOGPTS_NAMES.get(name, name): value for name, value in of_the_model(shape).items()}
-        theirs = module.GPT(module.GPTConfig(vocab_size=65, dropout=0.0, bias=False, **theirs)).to(device).eval()
+        theirs = {
+            NANOGPTS_NAMES.get(name, name): value for name, value in of_the_model(shape).items()
+        }
+        theirs = (
+            module.GPT(module.GPTConfig(vocab_size=65, dropout=0.0, bias=False, **theirs))
+            .to(device)
+            .eval()
+        )
     rows = []
     for streams in (1, 10):
         weights = pick_weights_dtype(device, streams)  # as sample.py does
@@ -242,7 +273,9 @@ def preparation(rounds: int) -> list[dict]:
 
     def write(tokenizer):
         with tempfile.TemporaryDirectory() as folder:
-            prepare.write_tokens(Path(folder), (("train", False, piece) for piece in pieces), tokenizer)
+            prepare.write_tokens(
+                Path(folder), (("train", False, piece) for piece in pieces), tokenizer
+            )
 
     def whole(kind: str):
         write(prepare.make_tokenizer(kind, prepare.Survey(corpus)))
@@ -254,16 +287,24 @@ def preparation(rounds: int) -> list[dict]:
         "char: encode and write": lambda: write(chars),
         "byte: encode and write": lambda: write(ByteTokenizer()),
         "bpe: encode and write": lambda: write(tiktoken),
-        "tiktoken.encode_ordinary, one thread": lambda: [tiktoken._encoding.encode_ordinary(piece) for piece in pieces],
+        "tiktoken.encode_ordinary, one thread": lambda: [
+            tiktoken._encoding.encode_ordinary(piece) for piece in pieces
+        ],
     }
     cpu, megabytes = torch.device("cpu"), len(text.encode()) / 1e6
     rates = alternate(
-        {name: lambda run=run: megabytes / seconds(run, cpu) for name, run in contestants.items()}, rounds + 1
+        {name: lambda run=run: megabytes / seconds(run, cpu) for name, run in contestants.items()},
+        rounds + 1,
     )
-    rows = [{"what": f"preparation, {name}", "unit": "MB/s", "ours": values[1:]} for name, values in rates.items()]
+    rows = [
+        {"what": f"preparation, {name}", "unit": "MB/s", "ours": values[1:]}
+        for name, values in rates.items()
+    ]
 
     # VmHWM is Linux's account of a process's own peak; getrusage would count what this one held when it forked.
-    watched = "import sys, prepare; prepare.main(sys.argv[1:]); print(open('/proc/self/status').read())"
+    watched = (
+        "import sys, prepare; prepare.main(sys.argv[1:]); print(open('/proc/self/status').read())"
+    )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "data").mkdir()
         Path(folder, "data", "downloads").symlink_to(Path("data/downloads").resolve())
@@ -273,7 +314,13 @@ def preparation(rounds: int) -> list[dict]:
                 command = [sys.executable, "-c", watched, f"text_{kind}", "--input", "text.txt"]
                 environment = os.environ | {"PYTHONPATH": os.getcwd()}
                 run = partial(
-                    subprocess.run, command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+                    subprocess.run,
+                    command,
+                    cwd=folder,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=True,
                 )
                 tick = time.perf_counter()
                 status = run().stdout
@@ -289,10 +336,19 @@ def preparation(rounds: int) -> list[dict]:
 # cost as work grows
 
 BASE = Config(
-    vocab_size=65, n_layers=4, n_heads=4, d_model=128, block_size=128, batch_size=16, device="cpu", dtype="float32"
+    vocab_size=65,
+    n_layers=4,
+    n_heads=4,
+    d_model=128,
+    block_size=128,
+    batch_size=16,
+    device="cpu",
+    dtype="float32",
 )
 GROWING = {
-    "width (d_model)": [{"d_model": width, "n_heads": width // 32} for width in (64, 128, 256, 512)],
+    "width (d_model)": [
+        {"d_model": width, "n_heads": width // 32} for width in (64, 128, 256, 512)
+    ],
     "depth (n_layers)": [{"n_layers": layers} for layers in (2, 4, 8, 16)],
     "context (block_size)": [{"block_size": length} for length in (64, 128, 256, 512, 1024)],
     "batch (batch_size)": [{"batch_size": size} for size in (4, 8, 16, 32, 64)],
@@ -309,8 +365,12 @@ def step_cost(config: Config, rounds: int) -> dict[str, float]:
     reuse_memory()
     device, before = torch.device(config.device), memory("VmRSS")
     run = Run(config, None, device, torch.float32)
-    ids = torch.randint(config.vocab_size, (config.batch_size, config.block_size + 1), device=device)
-    step = partial(optimizer_step, run.model, run.optimizers, run.scaler, ids, 0, torch.float32, config)
+    ids = torch.randint(
+        config.vocab_size, (config.batch_size, config.block_size + 1), device=device
+    )
+    step = partial(
+        optimizer_step, run.model, run.optimizers, run.scaler, ids, 0, torch.float32, config
+    )
     times = [seconds(step, device) for _ in range(rounds + 1)][1:]
     peak = memory("VmHWM") - before
 
@@ -328,7 +388,8 @@ def step_cost(config: Config, rounds: int) -> dict[str, float]:
         "milliseconds": 1000 * statistics.median(times),
         "million operations": (6 * parameters + attention) * config.tokens_per_step / 1e6,
         "MB": peak / 1e6,
-        "MB by count": (sum(kept.values()) + 4 * 3 * parameters) / 1e6,  # gradients, and AdamW's two averages
+        "MB by count": (sum(kept.values()) + 4 * 3 * parameters)
+        / 1e6,  # gradients, and AdamW's two averages
     }
 
 
@@ -352,15 +413,26 @@ def cost_figure(rows: list[dict]) -> Figure:
     """Time and memory of a step along each axis, measured and by arithmetic, in logarithms."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(2, len(GROWING), sharey="row")
-    pairs = [("milliseconds", "million operations", "step [ms]"), ("MB", "MB by count", "memory [MB]")]
+    pairs = [
+        ("milliseconds", "million operations", "step [ms]"),
+        ("MB", "MB by count", "memory [MB]"),
+    ]
     for (measured, predicted, label), line in zip(pairs, panels):
         line[0].set_ylabel(label)
         for axis, panel in zip(GROWING, line):
             points = [row for row in rows if row["what"] == axis]
-            sizes, ours, theory = ([row[key] for row in points] for key in ("size", measured, predicted))
+            sizes, ours, theory = (
+                [row[key] for row in points] for key in ("size", measured, predicted)
+            )
             scale = np.exp(np.mean(np.log(ours)) - np.mean(np.log(theory)))
             what = "operations" if "operations" in predicted else "bytes counted"
-            panel.loglog(sizes, ours, "o-", color="#0072b2", label=f"measured: power {slope(sizes, ours):.2f}")
+            panel.loglog(
+                sizes,
+                ours,
+                "o-",
+                color="#0072b2",
+                label=f"measured: power {slope(sizes, ours):.2f}",
+            )
             panel.loglog(sizes, [scale * value for value in theory], "--", color="#d55e00",
                          label=f"{what}: power {slope(sizes, theory):.2f}")  # fmt: skip
             panel.set_xticks(sizes, [str(size) for size in sizes], minor=False)
@@ -378,7 +450,9 @@ def cost_figure(rows: list[dict]) -> Figure:
 def spread(values: list[float]) -> str:
     """Median, and in brackets the smallest and largest."""
     digits = 0 if statistics.median(values) >= 100 else 1 if statistics.median(values) >= 10 else 3
-    median, least, most = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    median, least, most = (
+        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
     return median if len(values) == 1 else f"{median} ({least} to {most})"
 
 
@@ -419,11 +493,19 @@ def machine(device: torch.device) -> str:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["training", "commands", "generation", "preparation", "cost", "table"])
+    parser.add_argument(
+        "what", choices=["training", "commands", "generation", "preparation", "cost", "table"]
+    )
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to run in turn")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is taken (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="for training and generation: auto, cpu, cuda, mps")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of which the median is taken (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="for training and generation: auto, cpu, cuda, mps"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.what == "table":
         write_table(args.out)
@@ -440,8 +522,14 @@ def main(argv: list[str]) -> None:
         load_nanogpt(args.nanogpt)
     rows = measure[args.what]()
     args.out.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine(device), "command": f"python -m experiments.bench {args.what}", "rows": rows}
-    (args.out / f"{args.what}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = {
+        "machine": machine(device),
+        "command": f"python -m experiments.bench {args.what}",
+        "rows": rows,
+    }
+    (args.out / f"{args.what}.json").write_text(
+        json.dumps(result, indent=1) + "\n", encoding="utf-8"
+    )
     if args.what == "cost":
         cost_figure(rows).savefig(args.out / "cost.png", dpi=110)
         print(f"{args.out / 'cost.png'}")

@@ -21,24 +21,30 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import checkpoint
 import model as model_module
-from cli import Parser, UserError, command
-from config import Config, make_config, saved_settings
-from dataset import is_prepared, load_dataset
-from device import pick_dtype
+from common import checkpoint
+from common.arguments import saved_settings
+from common.cli import Parser, command
+from common.dataset import is_prepared, load_dataset
+from common.device import pick_dtype
+from common.errors import UserError
+from common.metrics import read_metrics
+from config import Config, make_config
 from evaluate import mean_loss
 from experiments.ablate import CPU, STUDIES
 from experiments.bench import machine
-from metrics import read_metrics
 from model import GPT, count_parameters
 from prepare import prepare
 from train import Batches, Run, optimizer_step
 
 RESULTS = Path("experiments/results")
 DEVICE = torch.device("cpu")
-BASE = replace(CPU, max_steps=300, warmup_steps=25, learning_rate=4e-3, device="cpu")  # of the short runs
-TOO_HIGH = 1.6e-2  # a learning rate at which post-norm does not learn, as the study "stability" found
+BASE = replace(
+    CPU, max_steps=300, warmup_steps=25, learning_rate=4e-3, device="cpu"
+)  # of the short runs
+TOO_HIGH = (
+    1.6e-2  # a learning rate at which post-norm does not learn, as the study "stability" found
+)
 SEEDS = (1, 2, 3)
 WATCHED = (0, 10, 20, 40, 80, 150)  # steps at which gradients are measured
 WINDOWS = 512  # of the validation split, for losses position by position
@@ -70,7 +76,9 @@ def attending(**changes):
 
 
 def trained(
-    config: Config, steps: int | None = None, watch: Callable[[int, GPT], None] = lambda step, model: None
+    config: Config,
+    steps: int | None = None,
+    watch: Callable[[int, GPT], None] = lambda step, model: None,
 ) -> GPT:
     """A model after so many steps of a run, or after all; watch(step, model) is called before each."""
     dataset = load_dataset(config.dataset)
@@ -79,7 +87,9 @@ def trained(
     batches = Batches(dataset.train, config)
     for step in range(steps or config.max_steps):
         watch(step, run.model)
-        optimizer_step(run.model, run.optimizers, run.scaler, batches(step), step, run.dtype, config)
+        optimizer_step(
+            run.model, run.optimizers, run.scaler, batches(step), step, run.dtype, config
+        )
     return run.model.eval()
 
 
@@ -114,7 +124,11 @@ def look_into(model: GPT, tokens: np.ndarray) -> dict:
     ids, heads = windows(tokens, model.config.block_size, FEW), []
     with attending(keep=lambda weights: heads.append(weights.mean(0))):
         loss = token_losses(model(ids[:, :-1]), ids).mean().item()
-    result = {"loss": loss, "positions": positions.tolist(), "heads": by_distance(torch.stack(heads))}
+    result = {
+        "loss": loss,
+        "positions": positions.tolist(),
+        "heads": by_distance(torch.stack(heads)),
+    }
     with attending(factor=math.sqrt(model.config.head_dim)):
         result["loss_unscaled"] = token_losses(model(ids[:, :-1]), ids).mean().item()
     return result | {"stream": read_stream(model, ids), "mask": change_a_token(model, ids)}
@@ -124,7 +138,10 @@ def by_distance(heads) -> list:
     """Mean weights (layers, H, T, T) as (layers, H, T / 2): of each distance back, over the positions of the second half,
     all of which have so many before them."""
     T = heads.size(-1)
-    found = [heads.diagonal(-distance, dim1=2, dim2=3)[..., T // 2 - distance :].mean(-1) for distance in range(T // 2)]
+    found = [
+        heads.diagonal(-distance, dim1=2, dim2=3)[..., T // 2 - distance :].mean(-1)
+        for distance in range(T // 2)
+    ]
     return torch.stack(found, dim=-1).tolist()
 
 
@@ -189,11 +206,18 @@ def gradients(seed: int) -> dict[str, list]:
             if step in WATCHED:
                 loss = token_losses(model(ids[:, :-1]), ids).mean()
                 loss.backward()
-                norms = [math.hypot(*(p.grad.norm().item() for p in block.parameters())) for block in model.blocks]
+                norms = [
+                    math.hypot(*(p.grad.norm().item() for p in block.parameters()))
+                    for block in model.blocks
+                ]
                 rows.append({"step": step, "loss": loss.item(), "norms": norms})
                 model.zero_grad(set_to_none=True)
 
-        trained(replace(BASE, norm_position=place, learning_rate=TOO_HIGH, seed=seed), WATCHED[-1] + 1, watch)
+        trained(
+            replace(BASE, norm_position=place, learning_rate=TOO_HIGH, seed=seed),
+            WATCHED[-1] + 1,
+            watch,
+        )
     return found
 
 
@@ -220,7 +244,9 @@ def norm_times(rounds: int = 5, steps: int = 30) -> dict[str, list[float]]:
         for norm, found in times.items():
             ticks = []
             trained(
-                replace(BASE, norm_type=norm), steps, lambda step, model, ticks=ticks: ticks.append(time.perf_counter())
+                replace(BASE, norm_type=norm),
+                steps,
+                lambda step, model, ticks=ticks: ticks.append(time.perf_counter()),
             )
             found.append(1000 * statistics.median(np.diff(ticks[5:])))
     return times
@@ -229,7 +255,8 @@ def norm_times(rounds: int = 5, steps: int = 30) -> dict[str, list[float]]:
 def weight_decay(seed: int) -> dict[str, float]:
     """Root mean square of the matrices' elements after runs with weight decay and without."""
     models = {
-        name: trained(replace(BASE, weight_decay=value, seed=seed)) for name, value in (("with", 0.1), ("without", 0.0))
+        name: trained(replace(BASE, weight_decay=value, seed=seed))
+        for name, value in (("with", 0.1), ("without", 0.0))
     }
     return {
         name: rms(torch.cat([p.flatten() for p in model.parameter_groups()["matrices"]]))
@@ -266,7 +293,13 @@ def tokenizers() -> list[dict]:
     for arm, settings in STUDIES["tokenizer"].arms.items():
         if is_prepared(settings["dataset"]):
             dataset = load_dataset(settings["dataset"])
-            rows.append({"tokenizer": arm, "vocabulary": dataset.tokenizer.vocab_size, **dataset.meta["val"]})
+            rows.append(
+                {
+                    "tokenizer": arm,
+                    "vocabulary": dataset.tokenizer.vocab_size,
+                    **dataset.meta["val"],
+                }
+            )
     return rows
 
 
@@ -274,9 +307,14 @@ def tokenizers() -> list[dict]:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.questions", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "checkpoints", nargs="*", default=["out/capstone_best.pt"], help="(default: out/capstone_best.pt)"
+        "checkpoints",
+        nargs="*",
+        default=["out/capstone_best.pt"],
+        help="(default: out/capstone_best.pt)",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     folder = args.results / "trained"
     runs = [describe(path, folder) for path in args.checkpoints]
@@ -288,7 +326,9 @@ def main(argv: list[str]) -> None:
     measured = {"machine": machine(DEVICE), "checkpoint": look_into(model, tokens), "scores": scores_by_width(),
                 "tokenizers": tokenizers(), "norm_times": norm_times()}  # fmt: skip
     comparisons = [
-        (measure, seed) for measure in (gradients, scaling_of_scores, without_mask, weight_decay) for seed in SEEDS
+        (measure, seed)
+        for measure in (gradients, scaling_of_scores, without_mask, weight_decay)
+        for seed in SEEDS
     ]
     for measure, seed in tqdm(comparisons, unit="comparison"):
         measured.setdefault(measure.__name__, []).append(measure(seed))

@@ -8,8 +8,9 @@ import os
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from cli import Parser, command
-from config import Config, load_config
+from common.arguments import load_config
+from common.cli import Parser, command
+from config import Config
 from experiments.runs import interval, markdown, plus_minus, read_rows, run_all, write_rows
 
 RESULTS = Path("experiments/results/recipe")
@@ -28,8 +29,16 @@ ARMS = {  # what is changed, and in which settings
     "dropout 0.1": {"dropout": 0.1},
     "average of the weights, 0.99": {"ema_decay": 0.99},
     "windows at random": {"batch_order": "random"},
-    "8 sequences a step, twice the steps": {"batch_size": 8, "max_steps": 2 * STEPS, "warmup_steps": 100},
-    "32 sequences a step, half the steps": {"batch_size": 32, "max_steps": STEPS // 2, "warmup_steps": 25},
+    "8 sequences a step, twice the steps": {
+        "batch_size": 8,
+        "max_steps": 2 * STEPS,
+        "warmup_steps": 100,
+    },
+    "32 sequences a step, half the steps": {
+        "batch_size": 32,
+        "max_steps": STEPS // 2,
+        "warmup_steps": 25,
+    },
     "blocks of 64, 32 of them": {"block_size": 64, "batch_size": 32},
     "blocks of 256, 8 of them": {"block_size": 256, "batch_size": 8},
     "2 heads of 64": {"n_heads": 2},
@@ -52,7 +61,12 @@ def configs(seeds: list[int]) -> dict[str, Config]:
     """A config for each arm and seed, by the name of its folder."""
     runs = {}
     for arm, changes in ARMS.items():
-        changes = {"max_steps": STEPS, "eval_interval": 10_000, "sample_interval": 0, "device": "cpu"} | changes
+        changes = {
+            "max_steps": STEPS,
+            "eval_interval": 10_000,
+            "sample_interval": 0,
+            "device": "cpu",
+        } | changes
         flags = [f"--{name}={value}" for name, value in changes.items()]
         for seed in seeds:
             name = "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{arm}-{seed}")
@@ -78,7 +92,9 @@ def table(rows: list[dict]) -> str:
             lines.append([arm, f"diverged in {diverged} of {len(by_seed)} runs", ""])
             continue
         mean, _ = interval(list(by_seed.values()))
-        seen = plus_minus(*interval([loss - losses[SHIPPED][seed] for seed, loss in by_seed.items()]))
+        seen = plus_minus(
+            *interval([loss - losses[SHIPPED][seed] for seed, loss in by_seed.items()])
+        )
         lines.append([arm, f"{mean:.3f}", "" if arm == SHIPPED else seen])
     return markdown(lines)
 
@@ -87,8 +103,12 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.recipe", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--parallel", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)")
-    parser.add_argument("--redraw", action="store_true", help="train nothing: the table from runs.jsonl")
+    parser.add_argument(
+        "--parallel", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="train nothing: the table from runs.jsonl"
+    )
     args = parser.parse_args(argv)
     if not args.redraw:
         results = iter(run_all(configs(args.seeds), args.parallel).values())

@@ -19,16 +19,25 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cli import Parser, UserError, command, read_text
+from common.cli import Parser, command
+from common.errors import UserError
+from common.files import read_text
+from common.metrics import read_metrics
 from config import Config
 from experiments import ablate, recipe, scaling
 from experiments.questions import RESULTS
 from experiments.runs import interval, markdown, plus_minus, read_rows
-from metrics import read_metrics
 from plot import COLORS, draw
 
 MARK = re.compile(r"<!--(\S.*?)-->(.*?)<!---->", re.DOTALL)
-PATHS = ("out_dir", "resume", "wandb_mode", "wandb_project", "init_from", "vocab_size")  # not settings that teach
+PATHS = (
+    "out_dir",
+    "resume",
+    "wandb_mode",
+    "wandb_project",
+    "init_from",
+    "vocab_size",
+)  # not settings that teach
 
 # ---------------------------------------------------------------------------------------------------------------------
 # values, by the names that REPORT.md has for them
@@ -37,7 +46,11 @@ PATHS = ("out_dir", "resume", "wandb_mode", "wandb_project", "init_from", "vocab
 def of_the_runs(folder: Path) -> dict[str, str]:
     """What was trained: the checkpoints that experiments.questions was given; the first is the one it looked into."""
     runs = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
-    first, bits, lines = runs[0], {}, [["run", "text", "parameters", "trained on", "training", "loss", "bits per byte"]]
+    first, bits, lines = (
+        runs[0],
+        {},
+        [["run", "text", "parameters", "trained on", "training", "loss", "bits per byte"]],
+    )
     for run in runs:
         config = Config(**run["config"])
         tokens = run["step"] * config.tokens_per_step
@@ -48,8 +61,14 @@ def of_the_runs(folder: Path) -> dict[str, str]:
         ])  # fmt: skip
         bits[f"{config.run_name} bits per byte"] = f"{run['bits_per_byte']:.2f}"
     config, default = Config(**first["config"]), Config()
-    chosen = {field.name: getattr(config, field.name) for field in fields(Config) if field.name not in PATHS}
-    settings = [f"{name}={value}" for name, value in chosen.items() if value != getattr(default, name)]
+    chosen = {
+        field.name: getattr(config, field.name)
+        for field in fields(Config)
+        if field.name not in PATHS
+    }
+    settings = [
+        f"{name}={value}" for name, value in chosen.items() if value != getattr(default, name)
+    ]
     rows = read_metrics(folder / f"{config.run_name}_metrics.jsonl")
     samples = [row for row in rows if "sample" in row] or [{"step": 0, "sample": "(none yet)"}]
     norms = [row["train/grad_norm"] for row in rows if "train/grad_norm" in row]
@@ -63,16 +82,28 @@ def of_the_runs(folder: Path) -> dict[str, str]:
     once = first["train"]["tokens"] // config.tokens_per_step  # the steps of the first epoch
     evaluated = [row["step"] for row in rows if "val/loss" in row]
     unread = max((step for step in evaluated if 0 < step <= once), default=evaluated[-1])
-    values |= {"gap at first": f"{gap(rows, unread):.2f}", "gap at last": f"{gap(rows, evaluated[-1]):.2f}"}
+    values |= {
+        "gap at first": f"{gap(rows, unread):.2f}",
+        "gap at last": f"{gap(rows, evaluated[-1]):.2f}",
+    }
     for name, row in (("early", samples[0]), ("late", samples[-1])):
-        values |= {f"{name} step": f"{row['step']:,}", f"{name} sample": fenced(row["sample"][:300])}
+        values |= {
+            f"{name} step": f"{row['step']:,}",
+            f"{name} sample": fenced(row["sample"][:300]),
+        }
     return values
 
 
 def gap(rows: list[dict], step: int, steps: int = 40) -> float:
     """How much higher the validation loss is at a step than the training loss over the steps before it."""
-    trained = [row["train/loss"] for row in rows if "train/loss" in row and step - steps <= row["step"] < step]
-    return next(row["val/loss"] for row in rows if row["step"] == step and "val/loss" in row) - statistics.mean(trained)
+    trained = [
+        row["train/loss"]
+        for row in rows
+        if "train/loss" in row and step - steps <= row["step"] < step
+    ]
+    return next(
+        row["val/loss"] for row in rows if row["step"] == step and "val/loss" in row
+    ) - statistics.mean(trained)
 
 
 def of_the_studies(folder: Path) -> dict[str, str]:
@@ -85,7 +116,9 @@ def of_the_studies(folder: Path) -> dict[str, str]:
         for arm in study.arms:
             runs = ablate.chosen(study, rows, arm)
             values[f"{name} n"] = f"{len(runs)}"
-            values[f"{name}: {arm}"] = f"{statistics.mean(ablate.loss(row, study.unit) for row in runs):.3f}"
+            values[f"{name}: {arm}"] = (
+                f"{statistics.mean(ablate.loss(row, study.unit) for row in runs):.3f}"
+            )
             values[f"{name}: {arm}, seconds"] = f"{ablate.training_time(runs):.1f}"
             if arm != ablate.first(study):
                 found = ablate.difference(study, rows, arm)
@@ -100,7 +133,9 @@ def of_the_studies(folder: Path) -> dict[str, str]:
 def of_the_recipe(folder: Path) -> dict[str, str]:
     rows = read_rows(folder / "runs.jsonl")
     lines = [line.strip("| ").split(" | ") for line in recipe.table(rows).splitlines()[3:]]
-    return {"recipe table": recipe.table(rows)} | {f"recipe: {arm}": difference for arm, _, difference in lines}
+    return {"recipe table": recipe.table(rows)} | {
+        f"recipe: {arm}": difference for arm, _, difference in lines
+    }
 
 
 def of_the_scaling(folder: Path) -> dict[str, str]:
@@ -123,7 +158,9 @@ def of_the_scaling(folder: Path) -> dict[str, str]:
     }  # fmt: skip
     best = {row["parameters"]: row["best"] for row in rows if row["part"] == "short text"}
     longest = {
-        point["parameters"]: loss for point, loss in zip(points, measured) if point["tokens"] == points[-1]["tokens"]
+        point["parameters"]: loss
+        for point, loss in zip(points, measured)
+        if point["tokens"] == points[-1]["tokens"]
     }
     middle, largest = sorted(longest)[-2:]
     values |= {f"short text {place}": f"{loss:.3f}" for place, loss in enumerate(best.values(), 1)}
@@ -178,19 +215,45 @@ def of_the_questions(folder: Path) -> dict[str, str]:
 
 
 def scores_table(rows: list[dict]) -> str:
-    lines = [["channels of a head", "deviation of the scores", "largest weight of 128 keys", "the same, scores / √D"]]
+    lines = [
+        [
+            "channels of a head",
+            "deviation of the scores",
+            "largest weight of 128 keys",
+            "the same, scores / √D",
+        ]
+    ]
     lines += [
-        [f"{row['head_dim']}", f"{row['deviation']:.1f}", f"{row['plain']:.2f}", f"{row['scaled']:.2f}"] for row in rows
+        [
+            f"{row['head_dim']}",
+            f"{row['deviation']:.1f}",
+            f"{row['plain']:.2f}",
+            f"{row['scaled']:.2f}",
+        ]
+        for row in rows
     ]
     return markdown(lines)
 
 
 def stream_table(rows: list[dict]) -> str:
-    lines = [["read after", "size (RMS)", "added by attention", "added by the MLP", "loss of the head there"]]
+    lines = [
+        [
+            "read after",
+            "size (RMS)",
+            "added by attention",
+            "added by the MLP",
+            "loss of the head there",
+        ]
+    ]
     for layer, row in enumerate(rows):
         added = [f"{row[name]:.2f}" if name in row else "" for name in ("attention", "mlp")]
         lines.append(
-            [f"block {layer}" if layer else "the embedding", f"{row['size']:.2f}", *added, f"{row['loss']:.3f}"]
+            [
+                f"block {layer}" if layer else "the embedding",
+                f"{row['size']:.2f}",
+                *added,
+                f"{row['loss']:.3f}",
+            ]
         )
     return markdown(lines)
 
@@ -198,7 +261,9 @@ def stream_table(rows: list[dict]) -> str:
 def positions_table(losses: np.ndarray) -> str:
     """Mean loss of the predictions that stand on so many tokens."""
     edges = [2**power for power in range(int(math.log2(len(losses))) + 1)]
-    lines = [["tokens to go by", *(f"{low} to {2 * low - 1}" if low > 1 else "1" for low in edges[:-1])]]
+    lines = [
+        ["tokens to go by", *(f"{low} to {2 * low - 1}" if low > 1 else "1" for low in edges[:-1])]
+    ]
     lines.append(["loss", *(f"{losses[low - 1 : 2 * low - 1].mean():.2f}" for low in edges[:-1])])
     return markdown(lines)
 
@@ -208,23 +273,34 @@ def gradients_table(seeds: list[dict]) -> str:
     lines = [
         [
             "step",
-            *(f"{place}-norm: {what}" for place in ("pre", "post") for what in ("loss", "first block", "last block")),
+            *(
+                f"{place}-norm: {what}"
+                for place in ("pre", "post")
+                for what in ("loss", "first block", "last block")
+            ),
         ]
     ]
     for i, row in enumerate(seeds[0]["pre"]):
         cells = [f"{row['step']}"]
         for place in ("pre", "post"):
             found = [
-                (seed[place][i]["loss"], seed[place][i]["norms"][0], seed[place][i]["norms"][-1]) for seed in seeds
+                (seed[place][i]["loss"], seed[place][i]["norms"][0], seed[place][i]["norms"][-1])
+                for seed in seeds
             ]
-            cells += [f"{value:.2g}" if value < 0.1 else f"{value:.2f}" for value in np.median(found, axis=0)]
+            cells += [
+                f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+                for value in np.median(found, axis=0)
+            ]
         lines.append(cells)
     return markdown(lines)
 
 
 def tokens_table(rows: list[dict]) -> str:
     lines = [["tokenizer", "vocabulary", "bytes per token"]]
-    lines += [[row["tokenizer"], f"{row['vocabulary']:,}", f"{row['bytes'] / row['tokens']:.2f}"] for row in rows]
+    lines += [
+        [row["tokenizer"], f"{row['vocabulary']:,}", f"{row['bytes'] / row['tokens']:.2f}"]
+        for row in rows
+    ]
     return markdown(lines)
 
 
@@ -240,7 +316,9 @@ def values(results: Path) -> dict[str, str]:
             found |= new
         return found
     except OSError as error:
-        raise UserError(f"can't read {error.filename}: the programs in experiments/ make it") from None
+        raise UserError(
+            f"can't read {error.filename}: the programs in experiments/ make it"
+        ) from None
 
 
 def fenced(text: str) -> str:
@@ -273,11 +351,14 @@ def heads_figure(heads: np.ndarray) -> Figure:
     figure = Figure(figsize=(8, 0.6 + 0.22 * layers * count), layout="constrained")
     axis = figure.subplots()
     shown = min(32, distances)
-    image = axis.imshow(heads.reshape(-1, distances)[:, :shown], aspect="auto", cmap="viridis", vmin=0, vmax=0.5)
+    image = axis.imshow(
+        heads.reshape(-1, distances)[:, :shown], aspect="auto", cmap="viridis", vmin=0, vmax=0.5
+    )
     for layer in range(1, layers):
         axis.axhline(layer * count - 0.5, color="white", linewidth=1.5)
     axis.set_yticks(
-        [layer * count + (count - 1) / 2 for layer in range(layers)], [f"block {layer + 1}" for layer in range(layers)]
+        [layer * count + (count - 1) / 2 for layer in range(layers)],
+        [f"block {layer + 1}" for layer in range(layers)],
     )
     axis.set_xlabel("tokens back (0: itself)")
     figure.colorbar(image, label="share of the attention", extend="max")
@@ -312,18 +393,28 @@ def redraw(results: Path) -> None:
     for name, study in ablate.STUDIES.items():
         ablate.redraw(study, results / name)
     scaling.redraw(results / "scaling")
-    first = json.loads((results / "trained" / "runs.json").read_text(encoding="utf-8"))[0]["config"]["run_name"]
+    first = json.loads((results / "trained" / "runs.json").read_text(encoding="utf-8"))[0][
+        "config"
+    ]["run_name"]
     draw([results / "trained" / f"{first}_metrics.jsonl"], results / "trained" / "curves.png")
     measured = json.loads((results / "questions" / "measured.json").read_text(encoding="utf-8"))
-    heads_figure(np.array(measured["checkpoint"]["heads"])).savefig(results / "questions" / "heads.png", dpi=110)
-    gradients_figure(measured["gradients"]).savefig(results / "questions" / "gradients.png", dpi=110)
+    heads_figure(np.array(measured["checkpoint"]["heads"])).savefig(
+        results / "questions" / "heads.png", dpi=110
+    )
+    gradients_figure(measured["gradients"]).savefig(
+        results / "questions" / "gradients.png", dpi=110
+    )
 
 
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
-    parser.add_argument("--report", type=Path, default=Path("REPORT.md"), help="file (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--report", type=Path, default=Path("REPORT.md"), help="file (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     text = fill(read_text(args.report), values(args.results))
     redraw(args.results)

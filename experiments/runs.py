@@ -16,17 +16,27 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-import checkpoint
+from common import checkpoint
+from common.dataset import load_dataset
+from common.device import pick_device, pick_dtype
+from common.metrics import Diverged, read_metrics
 from config import Config
-from dataset import load_dataset
-from device import pick_device, pick_dtype
 from evaluate import mean_loss
-from metrics import Diverged, read_metrics
 from train import summarize, train
 
 Key = TypeVar("Key", bound=Hashable)
 PROGRESS = "{n_fmt} of {total_fmt} runs made, {remaining} left |{bar}|"
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+STUDENT = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -60,7 +70,11 @@ def make_run(config: Config) -> dict | None:
     folder = Path(config.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     diverged = None
-    with open(folder / "log.txt", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+    with (
+        open(folder / "log.txt", "w", encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
         try:
             trained = train(config)
             if not trained["finished"]:
@@ -76,7 +90,10 @@ def make_run(config: Config) -> dict | None:
     else:
         device, _ = pick_device(config.device)
         last, _ = checkpoint.build(checkpoint.load(config.path("last.pt")), device)
-        final, best = mean_loss(last, dataset.val, pick_dtype(config.dtype, device)[0]), trained["best_val_loss"]
+        final, best = (
+            mean_loss(last, dataset.val, pick_dtype(config.dtype, device)[0]),
+            trained["best_val_loss"],
+        )
     result = {
         "seed": config.seed,
         "steps": config.max_steps,

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from cli import Parser, command
+from common.cli import Parser, command
+from common.dataset import is_prepared, load_dataset
 from config import Config
-from dataset import is_prepared, load_dataset
 from experiments.ablate import next_rate
 from experiments.runs import in_own_folder, markdown, read_rows, run_all, write_rows
 from model import GPTConfig, count_parameters
@@ -33,14 +33,29 @@ from plot import COLORS
 from prepare import prepare
 
 RESULTS = Path("experiments/results/scaling")
-LONG, SHORT = "python_byte", "shakespeare_char"  # text that is read less than once, and text that is read many times
+LONG, SHORT = (
+    "python_byte",
+    "shakespeare_char",
+)  # text that is read less than once, and text that is read many times
 BASE = Config(
     run_name="run", block_size=128, batch_size=8, min_lr=0.0, eval_tokens=20_000, sample_interval=0, save_interval=0,
     compile=False, device="cpu",
 )  # fmt: skip
-SIZES = ((2, 32), (2, 64), (4, 64), (6, 96), (8, 128), (10, 160))  # layers, and width in heads of 32; the last held out
+SIZES = (
+    (2, 32),
+    (2, 64),
+    (4, 64),
+    (6, 96),
+    (8, 128),
+    (10, 160),
+)  # layers, and width in heads of 32; the last held out
 BUDGETS = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000)  # tokens; the last held out
-HELD_OUT = ((SIZES[2], BUDGETS[-1]), (SIZES[3], BUDGETS[-1]), (SIZES[-1], BUDGETS[-3]), (SIZES[-1], BUDGETS[-1]))
+HELD_OUT = (
+    (SIZES[2], BUDGETS[-1]),
+    (SIZES[3], BUDGETS[-1]),
+    (SIZES[-1], BUDGETS[-3]),
+    (SIZES[-1], BUDGETS[-1]),
+)
 RATES, RATE_SIZES, RATE_BUDGET = (2e-3, 4e-3, 8e-3), (SIZES[0], SIZES[2], SIZES[4]), 1_000_000
 EPOCHS = 6  # of the short text
 STARTS = 8  # of the fit's descent
@@ -71,28 +86,38 @@ class Law:
     def best_parameters(self, operations):
         """The N for which a model trained with 6 N D operations reaches the lowest loss."""
         ratio = self.alpha * self.A / (self.beta * self.B)
-        return ratio ** (1 / (self.alpha + self.beta)) * (operations / 6) ** (self.beta / (self.alpha + self.beta))
+        return ratio ** (1 / (self.alpha + self.beta)) * (operations / 6) ** (
+            self.beta / (self.alpha + self.beta)
+        )
 
 
 def fit(N, D, L, starts: list[np.ndarray] | None = None) -> Law:
     """The law that is nearest to losses L of N parameters and D tokens, each (n,), from the best of the starts."""
     logs = [torch.tensor(np.log(values), dtype=torch.float64) for values in (N, D, L)]
-    _, (e, a, b, alpha, beta) = min(descend(start, *logs) for start in starts or find_starts(N, D, L))
+    _, (e, a, b, alpha, beta) = min(
+        descend(start, *logs) for start in starts or find_starts(N, D, L)
+    )
     return Law(math.exp(e), math.exp(a), math.exp(b), alpha, beta)
 
 
-def descend(start: np.ndarray, log_N, log_D, log_L, delta: float = 1e-3) -> tuple[float, list[float]]:
+def descend(
+    start: np.ndarray, log_N, log_D, log_L, delta: float = 1e-3
+) -> tuple[float, list[float]]:
     """L-BFGS from (log E, log A, log B, alpha, beta): the error at the end, and where that is.
 
     The error is the Huber loss of the difference of logarithms, which a run gone wrong does not bend.
     """
     x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([x], max_iter=500, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=500, line_search_fn="strong_wolfe", tolerance_change=1e-12
+    )
 
     def error():
         optimizer.zero_grad()
         e, a, b, alpha, beta = x
-        predicted = torch.logsumexp(torch.stack((e.expand_as(log_L), a - alpha * log_N, b - beta * log_D)), dim=0)
+        predicted = torch.logsumexp(
+            torch.stack((e.expand_as(log_L), a - alpha * log_N, b - beta * log_D)), dim=0
+        )
         value = F.huber_loss(predicted, log_L, delta=delta, reduction="sum") / delta
         value.backward()
         return value
@@ -160,7 +185,9 @@ def swept(rows: list[dict]) -> dict[int, dict[float, float]]:
     losses = defaultdict(dict)
     for row in rows:
         if row["part"] == "rates":
-            losses[row["parameters"]][row["learning_rate"]] = math.inf if row["final"] is None else row["final"]
+            losses[row["parameters"]][row["learning_rate"]] = (
+                math.inf if row["final"] is None else row["final"]
+            )
     return losses
 
 
@@ -190,7 +217,9 @@ def make(seeds: int, parallel: int) -> list[dict]:
     while points:
         run("rates", LONG, points)
         losses = swept(rows)
-        wanted = {size: next_rate(losses[count(size, 256)[0]], RATES[1] / RATES[0]) for size in RATE_SIZES}
+        wanted = {
+            size: next_rate(losses[count(size, 256)[0]], RATES[1] / RATES[0]) for size in RATE_SIZES
+        }
         points = [(size, RATE_BUDGET, rate, 0) for size, rate in wanted.items() if rate is not None]
     c, p = rate_rule(rows)
     rates = {size: float(f"{c * count(size, 256)[0] ** p:.2g}") for size in SIZES}
@@ -198,10 +227,23 @@ def make(seeds: int, parallel: int) -> list[dict]:
     run(
         "fit",
         LONG,
-        [(size, tokens, rates[size], seed) for seed in tried for tokens in BUDGETS[:-1] for size in SIZES[:-1]],
+        [
+            (size, tokens, rates[size], seed)
+            for seed in tried
+            for tokens in BUDGETS[:-1]
+            for size in SIZES[:-1]
+        ],
     )
-    run("held out", LONG, [(size, tokens, rates[size], seed) for seed in tried for size, tokens in HELD_OUT])
-    run("short text", SHORT, [(size, EPOCHS * len(load_dataset(SHORT).train), rates[size], 1) for size in SIZES])
+    run(
+        "held out",
+        LONG,
+        [(size, tokens, rates[size], seed) for seed in tried for size, tokens in HELD_OUT],
+    )
+    run(
+        "short text",
+        SHORT,
+        [(size, EPOCHS * len(load_dataset(SHORT).train), rates[size], 1) for size in SIZES],
+    )
     return rows
 
 
@@ -209,10 +251,19 @@ def make(seeds: int, parallel: int) -> list[dict]:
 # what the analysis leaves
 
 
-def arrays(rows: list[dict], part: str, embedding: bool = False, first: int = 0) -> tuple[np.ndarray, ...]:
+def arrays(
+    rows: list[dict], part: str, embedding: bool = False, first: int = 0
+) -> tuple[np.ndarray, ...]:
     """Parameters, tokens and final losses of the runs of a part, from a budget on, that did not diverge."""
-    rows = [row for row in rows if row["part"] == part and row["final"] is not None and row["tokens"] >= BUDGETS[first]]
-    found = [(row["parameters"] + embedding * row["embedding"], row["tokens"], row["final"]) for row in rows]
+    rows = [
+        row
+        for row in rows
+        if row["part"] == part and row["final"] is not None and row["tokens"] >= BUDGETS[first]
+    ]
+    found = [
+        (row["parameters"] + embedding * row["embedding"], row["tokens"], row["final"])
+        for row in rows
+    ]
     return tuple(np.array(found, dtype=float).T)
 
 
@@ -222,7 +273,9 @@ def spread(values: list[float], digits: int) -> str:
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-Laws = dict[str, tuple[Law, list[Law]]]  # by the fit's name: the law of its runs, and those of runs drawn from them
+Laws = dict[
+    str, tuple[Law, list[Law]]
+]  # by the fit's name: the law of its runs, and those of runs drawn from them
 
 
 def fit_laws(rows: list[dict]) -> Laws:
@@ -236,7 +289,9 @@ def fit_laws(rows: list[dict]) -> Laws:
 
 def write_laws(path: Path, laws: Laws) -> None:
     """E, A, B, alpha, beta of each law, those of the bootstrap last."""
-    lists = {name: [astuple(each) for each in (law, *others)] for name, (law, others) in laws.items()}
+    lists = {
+        name: [astuple(each) for each in (law, *others)] for name, (law, others) in laws.items()
+    }
     path.write_text(json.dumps(lists) + "\n", encoding="utf-8")
 
 
@@ -270,7 +325,9 @@ def predictions(rows: list[dict], laws: Laws) -> list[dict]:
 
 
 def held_out_table(rows: list[dict], laws: Laws) -> str:
-    lines = [["parameters", "tokens", "n", "measured", "predicted", "95% interval", *list(laws)[1:]]]
+    lines = [
+        ["parameters", "tokens", "n", "measured", "predicted", "95% interval", *list(laws)[1:]]
+    ]
     for point in predictions(rows, laws):
         first, *others = (f"{loss:.4f}" for loss in point["predicted"].values())
         lines.append([
@@ -295,7 +352,9 @@ def frontier_table(laws: Laws) -> str:
     law = laws[MAIN][0]
     for operations in np.logspace(11, 16, 6):
         N = law.best_parameters(operations)
-        ratios = (operations / 6 / other.best_parameters(operations) ** 2 for other, _ in laws.values())
+        ratios = (
+            operations / 6 / other.best_parameters(operations) ** 2 for other, _ in laws.values()
+        )
         lines.append([f"{operations:.0e}", f"{N:,.0f}", f"{operations / 6 / N:,.0f}", f"{law(N, operations / 6 / N):.3f}",
                       *(f"{ratio:.1f}" for ratio in ratios)])  # fmt: skip
     return markdown(lines)
@@ -341,17 +400,37 @@ def law_figure(rows: list[dict], laws: Laws) -> Figure:
     N, D, L = arrays(rows, "fit")
     N2, D2, L2 = arrays(rows, "held out")
     sizes, budgets = np.unique(np.concatenate((N, N2))), np.unique(np.concatenate((D, D2)))
-    for axis, x, x2, others, along in ((by_size, N, N2, budgets, (D, D2)), (by_tokens, D, D2, sizes, (N, N2))):
+    for axis, x, x2, others, along in (
+        (by_size, N, N2, budgets, (D, D2)),
+        (by_tokens, D, D2, sizes, (N, N2)),
+    ):
         for value, color in zip(others, COLORS):
             label = f"{value:,.0f} {'tokens' if axis is by_size else 'parameters'}"
-            axis.plot(x[along[0] == value], L[along[0] == value], "o", color=color, markersize=4, label=label)
-            axis.plot(x2[along[1] == value], L2[along[1] == value], "o", color=color, markersize=7, fillstyle="none")
+            axis.plot(
+                x[along[0] == value],
+                L[along[0] == value],
+                "o",
+                color=color,
+                markersize=4,
+                label=label,
+            )
+            axis.plot(
+                x2[along[1] == value],
+                L2[along[1] == value],
+                "o",
+                color=color,
+                markersize=7,
+                fillstyle="none",
+            )
             line = np.union1d(np.geomspace(x.min(), x2.max(), 50), x.max())
             losses = law(line, value) if axis is by_size else law(value, line)
             for inside, style in ((line <= x.max(), "-"), (line >= x.max(), "--")):
                 axis.plot(line[inside], losses[inside], style, color=color, linewidth=0.8)
     for value, color in zip(sizes, COLORS):
-        for x, y, d, marker in ((N, L, D, {"markersize": 4}), (N2, L2, D2, {"markersize": 7, "fillstyle": "none"})):
+        for x, y, d, marker in (
+            (N, L, D, {"markersize": 4}),
+            (N2, L2, D2, {"markersize": 7, "fillstyle": "none"}),
+        ):
             by_operations.plot(6 * (x * d)[x == value], y[x == value], "o", color=color, **marker)
     most = 6 * (N * D).max()
     operations = np.union1d(np.geomspace(6 * (N * D).min(), 100 * (N2 * D2).max(), 50), most)
@@ -360,7 +439,9 @@ def law_figure(rows: list[dict], laws: Laws) -> Figure:
         by_operations.plot(operations[chosen], losses[chosen], style, color="black")
         for (name, (each, _)), color in zip(laws.items(), ("black", *COLORS)):
             ratios = (operations / 6 / each.best_parameters(operations) ** 2)[chosen]
-            best.plot(operations[chosen], ratios, style, color=color, label=name if style == "-" else None)
+            best.plot(
+                operations[chosen], ratios, style, color=color, label=name if style == "-" else None
+            )
     low, high = np.percentile(
         [operations / 6 / each.best_parameters(operations) ** 2 for each in drawn], [2.5, 97.5], 0
     )
@@ -388,8 +469,18 @@ def short_text_figure(rows: list[dict]) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
     for row, color in zip([row for row in rows if row["part"] == "short text"], COLORS):
-        epochs, losses = np.array(row["val_steps"][1:]) / steps_per_epoch(row), row["val_losses"][1:]
-        axis.plot(epochs, losses, "o-", color=color, markersize=3, label=f"{row['parameters']:,} parameters")
+        epochs, losses = (
+            np.array(row["val_steps"][1:]) / steps_per_epoch(row),
+            row["val_losses"][1:],
+        )
+        axis.plot(
+            epochs,
+            losses,
+            "o-",
+            color=color,
+            markersize=3,
+            label=f"{row['parameters']:,} parameters",
+        )
     axis.set_xlabel("epochs")
     axis.set_ylabel("validation loss [nats per token]")
     axis.grid(alpha=0.3)
@@ -408,10 +499,18 @@ def redraw(folder: Path) -> None:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=2, help="of the runs on long text (default: %(default)s)")
-    parser.add_argument("--parallel", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
-    parser.add_argument("--redraw", action="store_true", help="train nothing: table and figures from runs.jsonl")
+    parser.add_argument(
+        "--seeds", type=int, default=2, help="of the runs on long text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--parallel", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="train nothing: table and figures from runs.jsonl"
+    )
     args = parser.parse_args(argv)
     if min(args.seeds, args.parallel) < 1:
         parser.error("--seeds and --parallel must be at least 1")

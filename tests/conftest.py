@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-from cli import UserError
+from common import checkpoint, gpt2_bpe
+from common.errors import UserError
+from common.metrics import read_metrics
 from config import Config
-from data import gpt2_bpe
-from metrics import read_metrics
 from prepare import prepare
 from train import train
 
@@ -28,12 +27,18 @@ def verses(lines: int, seed: int = 0) -> str:
         ["loves", "doubts", "sees"],
         ["thee", "the sea", "war"],
     )
-    return "".join(f"{rng.choice(subjects)} {rng.choice(verbs)} {rng.choice(objects)}.\n" for _ in range(lines))
+    return "".join(
+        f"{rng.choice(subjects)} {rng.choice(verbs)} {rng.choice(objects)}.\n" for _ in range(lines)
+    )
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=3, help="how often tests/test_kill.py kills a run")
-    parser.addoption("--memory_steps", type=int, default=400, help="how long tests/test_memory.py trains")
+    parser.addoption(
+        "--kills", type=int, default=3, help="how often tests/test_kill.py kills a run"
+    )
+    parser.addoption(
+        "--memory_steps", type=int, default=400, help="how long tests/test_memory.py trains"
+    )
 
 
 @pytest.fixture
@@ -49,7 +54,9 @@ def bpe(folder):
     """The current folder, with GPT-2's files, which the tests of tokenizers have fetched into the project's own."""
     try:
         (folder / "data").mkdir(exist_ok=True)
-        (folder / "data" / "downloads").symlink_to(gpt2_bpe.fetch(ROOT / "data" / "downloads").parent)
+        (folder / "data" / "downloads").symlink_to(
+            gpt2_bpe.fetch(ROOT / "data" / "downloads").parent
+        )
     except UserError as error:
         pytest.skip(str(error))
     return folder
@@ -98,7 +105,9 @@ def start(*command, **options) -> subprocess.Popen:
     """One of the project's commands in a process of its own: start("train.py", "some.py", ...)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], **(pipes | options))
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / command[0]), *command[1:]], **(pipes | options)
+    )
 
 
 def run(*command) -> tuple[int, str, str]:
@@ -110,7 +119,10 @@ def run(*command) -> tuple[int, str, str]:
 
 def timeless(path) -> list[dict]:
     """The rows of a metrics file without what differs from run to run."""
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(path)]
+    return [
+        {name: value for name, value in row.items() if name != "seconds"}
+        for row in read_metrics(path)
+    ]
 
 
 def weights(path) -> dict:

@@ -25,7 +25,9 @@ def serve(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
             server.shutdown()
 
 
-def reply(request: BaseHTTPRequestHandler, body: bytes = b"", status: int = 200, **headers: str) -> None:
+def reply(
+    request: BaseHTTPRequestHandler, body: bytes = b"", status: int = 200, **headers: str
+) -> None:
     """Sends an answer; headers are written with _ for -. One given as "" is left out."""
     request.send_response(status)
     for name, value in ({"Content_Length": str(len(body))} | headers).items():

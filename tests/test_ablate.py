@@ -17,10 +17,14 @@ def small(dataset, tiny, monkeypatch):
     arms = {"calm": {}, "wild": {"grad_clip": 0.0, "norm_type": "none", "qk_norm": False}}
     study = ablate.Study("Which?", arms, rates=(1e-3, 1e-2, 1e12), seeds=2)
     monkeypatch.setattr(
-        ablate, "STUDIES", {"small": study, "rates": replace(study, every_rate=True, rates=(1e-2, 1e12))}
+        ablate,
+        "STUDIES",
+        {"small": study, "rates": replace(study, every_rate=True, rates=(1e-2, 1e12))},
     )
     monkeypatch.setattr(ablate, "CPU", tiny(max_steps=4, warmup_steps=0, eval_tokens=100))
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))  # quicker than new processes
+    monkeypatch.setattr(
+        runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1)
+    )  # quicker than new processes
     monkeypatch.setattr(train, "draw", lambda *_: None)  # curves take longer than runs this small
     return dataset
 
@@ -33,12 +37,18 @@ def test_a_study_leaves_its_runs_a_table_and_figures(small, name, n_runs, monkey
     assert len(rows) == n_runs
     wild = [row for row in rows if row["arm"] == "wild" and row["learning_rate"] == 1e12]
     assert wild and all(row["diverged"] is not None and row["final"] is None for row in wild)
-    assert ("1 of 1 diverged" if name == "small" else "2 of 2 diverged") in ablate.by_rate(study, rows)
-    assert {row["seed"] for row in ablate.chosen(study, rows, "wild")} == set(range(1, study.seeds + 1))
+    assert ("1 of 1 diverged" if name == "small" else "2 of 2 diverged") in ablate.by_rate(
+        study, rows
+    )
+    assert {row["seed"] for row in ablate.chosen(study, rows, "wild")} == set(
+        range(1, study.seeds + 1)
+    )
     assert f"| wild | 0.01 | {study.seeds} | 0 |" in ablate.compared(study, rows)
     first = capsys.readouterr().out
     assert "can be told from chance" in first
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: pytest.fail("all runs had been made"))
+    monkeypatch.setattr(
+        runs, "ProcessPoolExecutor", lambda *_: pytest.fail("all runs had been made")
+    )
     assert ablate.main(arguments) == 0 and ablate.main([*arguments, "--redraw"]) == 0
     assert Path("results", name, "learning_rates.png").read_bytes()[:4] == b"\x89PNG"
     assert Path("results", name, "table.md").read_text().strip() in first
@@ -54,7 +64,9 @@ def test_a_sweep_widens_until_the_best_rate_lies_between_worse_ones(best):
         losses[rate] = loss(rate)
     found = min(losses, key=losses.get)
     assert best / 2**0.5 < found < best * 2**0.5 and min(losses) < found < max(losses)
-    falling = {2.0**-i: -i for i in range(ablate.MOST_RATES)}  # the lower, the better: it has to end somewhere
+    falling = {
+        2.0**-i: -i for i in range(ablate.MOST_RATES)
+    }  # the lower, the better: it has to end somewhere
     assert ablate.next_rate(falling, 2.0) is None
 
 
@@ -67,7 +79,10 @@ def test_arms_are_equal_in_what_their_study_says(base, dataset):
 
     mlp = ablate.STUDIES["mlp"]
     assert len({cost(mlp, arm) for arm in mlp.arms}) == 1
-    sizes = {"small": {"dataset": "verses_char"}, "narrow": {"dataset": "verses_char", "width": 1 / 2, "batch": 1 / 4}}
+    sizes = {
+        "small": {"dataset": "verses_char"},
+        "narrow": {"dataset": "verses_char", "width": 1 / 2, "batch": 1 / 4},
+    }
     study = ablate.Study("Which?", sizes, seeds=3, equal_operations=True)
     operations = [
         config.max_steps * ablate.operations(config)
@@ -78,7 +93,9 @@ def test_arms_are_equal_in_what_their_study_says(base, dataset):
 
 def test_runs_of_equal_settings_are_one_run_and_others_are_not():
     def folder(name, arm, **changes):
-        return ablate.config_of(ablate.STUDIES[name], replace(ablate.CPU, **changes), arm, 1e-3, 1).out_dir
+        return ablate.config_of(
+            ablate.STUDIES[name], replace(ablate.CPU, **changes), arm, 1e-3, 1
+        ).out_dir
 
     assert folder("norms", "rmsnorm, pre") == folder("mlp", "swiglu") != folder("mlp", "gelu")
     assert folder("mlp", "gelu") != folder("mlp", "gelu", block_size=64)
@@ -92,8 +109,13 @@ def test_differences_are_paired_by_seed():
         for arm in study.arms for seed in (0, 1, 2)
     ]  # fmt: skip
     table = ablate.table(study, rows)
-    assert "| gelu | 0.001 | 2 | 0 | 1.6500 ± 0.7778 | 1.0000 | +0.1500 | -0.4853 to +0.7853 |\n" in table
-    next(row for row in rows if (row["arm"], row["seed"]) == ("gelu", 2)).update(diverged=7, final=None)
+    assert (
+        "| gelu | 0.001 | 2 | 0 | 1.6500 ± 0.7778 | 1.0000 | +0.1500 | -0.4853 to +0.7853 |\n"
+        in table
+    )
+    next(row for row in rows if (row["arm"], row["seed"]) == ("gelu", 2)).update(
+        diverged=7, final=None
+    )
     assert "| gelu | 0.001 | 2 | 1 |  |  |  |  |\n" in ablate.table(study, rows)
     assert "| swiglu | 0.001 | 2 | 0 | 1.5000 ± 0.7071 | 1.0000 |  |  | 30.0 |" in ablate.table(
         replace(study, timed=True), rows

@@ -96,11 +96,27 @@ IN_PROCESS = [
     (["train.py", "on_cpu.py", "--device=cpu"], 2, "on_cpu must be a dict"),
     # resuming and fine-tuning
     (["train.py", "tiny.py", "--run_name=absent", "--resume"], 1, "there is no checkpoint"),
-    (["train.py", "tiny.py", "--run_name=tiny", "--resume", "--n_layers=3"], 2, "can't change n_layers (it was 2)"),
-    (["train.py", "tiny.py", "--run_name=tiny", "--resume", "--dataset=other_char"], 2, "can't change dataset"),
-    (["train.py", "tiny.py", "--run_name=tiny", "--resume", "--max_steps=5"], 2, "has 12 steps already"),
+    (
+        ["train.py", "tiny.py", "--run_name=tiny", "--resume", "--n_layers=3"],
+        2,
+        "can't change n_layers (it was 2)",
+    ),
+    (
+        ["train.py", "tiny.py", "--run_name=tiny", "--resume", "--dataset=other_char"],
+        2,
+        "can't change dataset",
+    ),
+    (
+        ["train.py", "tiny.py", "--run_name=tiny", "--resume", "--max_steps=5"],
+        2,
+        "has 12 steps already",
+    ),
     (["train.py", "--run_name=tiny", "--resume", "tiny.py", "extra.py"], 2, "extra.py"),
-    (["train.py", "--run_name=tiny", "--resume", "tiny.py", "--max_steps=5"], 2, "has 12 steps already"),
+    (
+        ["train.py", "--run_name=tiny", "--resume", "tiny.py", "--max_steps=5"],
+        2,
+        "has 12 steps already",
+    ),
     (["train.py", "tiny.py", "--init_from=none.pt"], 1, "there is no checkpoint none.pt"),
     (["train.py", "tiny.py", f"--init_from={BEST}", "--d_model=64"], 2, "leave out d_model"),
     # texts and datasets
@@ -109,9 +125,21 @@ IN_PROCESS = [
     (["prepare.py", "a_char", "--input", "empty.txt"], 1, "too few"),
     (["prepare.py", "a_char", "--input", "latin1.txt"], 1, "byte 3 is 0xe9"),
     (["prepare.py", "a_char", "--input", "out"], 1, "holds no *.txt or *.md"),
-    (["prepare.py", "a_char", "--input", "verses.txt", "--val_fraction", "1"], 2, "val_fraction must lie between"),
-    (["prepare.py", "a_char", "--input", "verses.txt", "--val_fraction", "nan"], 2, "val_fraction must lie between"),
-    (["prepare.py", "a_char", "--input", "verses.txt", "--limit", "0"], 2, "limit must be at least 1"),
+    (
+        ["prepare.py", "a_char", "--input", "verses.txt", "--val_fraction", "1"],
+        2,
+        "val_fraction must lie between",
+    ),
+    (
+        ["prepare.py", "a_char", "--input", "verses.txt", "--val_fraction", "nan"],
+        2,
+        "val_fraction must lie between",
+    ),
+    (
+        ["prepare.py", "a_char", "--input", "verses.txt", "--limit", "0"],
+        2,
+        "limit must be at least 1",
+    ),
     (["prepare.py", "python_char", "--pattern", "*.py"], 2, "--pattern goes with --input"),
     (["prepare.py", "python_char", "--category", "cs.RO"], 2, "takes no --category"),
     # sampling
@@ -122,7 +150,11 @@ IN_PROCESS = [
     (["sample.py", "--ckpt", BEST, "--prompt", "é"], 2, "'é'"),
     (["sample.py", "--ckpt", BEST, "--prompt", "\udcff"], 2, "the prompt has characters that"),
     (["sample.py", "--ckpt", BEST, "--prompt_file", "latin1.txt"], 1, "latin1.txt is not UTF-8"),
-    (["sample.py", "--ckpt", BEST, "--prompt", "a", "--prompt_file", "short.txt"], 2, "exclude each other"),
+    (
+        ["sample.py", "--ckpt", BEST, "--prompt", "a", "--prompt_file", "short.txt"],
+        2,
+        "exclude each other",
+    ),
     (["sample.py", "--ckpt", BEST, "--temperature", "-1"], 2, "--temperature must be at least 0"),
     (["sample.py", "--ckpt", BEST, "--temperature", "nan"], 2, "--temperature must be at least 0"),
     (["sample.py", "--ckpt", BEST, "--top_p", "0", "--top_k", "0"], 2, "--top_p must be above 0"),
@@ -147,7 +179,9 @@ IN_PROCESS = [
 
 
 @pytest.mark.parametrize(
-    "command, status, words", IN_PROCESS, ids=lambda value: str(value)[:60] if isinstance(value, str) else None
+    "command, status, words",
+    IN_PROCESS,
+    ids=lambda value: str(value)[:60] if isinstance(value, str) else None,
 )
 def test_bad_input_gets_one_line_and_changes_nothing(copy, capsys, command, status, words):
     before = contents(copy)
@@ -215,17 +249,49 @@ def test_damaged_files_are_named(copy, capsys, file, content, words):
 def altered(state: dict, name: str, value) -> dict:
     """A checkpoint with another value at "step", at "config.dtype" or at "model.head.weight"."""
     key, _, inner = name.partition(".")
-    return state | {key: state[key] | {inner: value(state[key][inner])} if inner else value(state[key])}
+    return state | {
+        key: state[key] | {inner: value(state[key][inner])} if inner else value(state[key])
+    }
 
 
 @pytest.mark.parametrize(
     "name, value, command, status, words",
     [
-        ("config.dtype", lambda _: "float8", ["evaluate.py", "--ckpt", LAST], 2, "dtype must be auto or float32"),
-        ("config.n_layers", lambda _: "two", ["sample.py", "--ckpt", LAST], 1, "does not fit this version"),
-        ("model.final_norm.weight", lambda w: w * math.nan, ["evaluate.py", "--ckpt", LAST], 1, "its loss on"),
-        ("model.final_norm.weight", lambda w: w * 1e6, ["evaluate.py", "--ckpt", LAST], 1, "is of no use"),
-        ("step", lambda _: -3, ["train.py", "tiny.py", "--run_name=tiny", "--resume"], 1, "not a checkpoint"),
+        (
+            "config.dtype",
+            lambda _: "float8",
+            ["evaluate.py", "--ckpt", LAST],
+            2,
+            "dtype must be auto or float32",
+        ),
+        (
+            "config.n_layers",
+            lambda _: "two",
+            ["sample.py", "--ckpt", LAST],
+            1,
+            "does not fit this version",
+        ),
+        (
+            "model.final_norm.weight",
+            lambda w: w * math.nan,
+            ["evaluate.py", "--ckpt", LAST],
+            1,
+            "its loss on",
+        ),
+        (
+            "model.final_norm.weight",
+            lambda w: w * 1e6,
+            ["evaluate.py", "--ckpt", LAST],
+            1,
+            "is of no use",
+        ),
+        (
+            "step",
+            lambda _: -3,
+            ["train.py", "tiny.py", "--run_name=tiny", "--resume"],
+            1,
+            "not a checkpoint",
+        ),
         (
             "best_val_loss",
             lambda _: "low",
@@ -242,7 +308,9 @@ def altered(state: dict, name: str, value) -> dict:
         ),
     ],
 )
-def test_checkpoints_with_impossible_contents_are_refused(copy, capsys, name, value, command, status, words):
+def test_checkpoints_with_impossible_contents_are_refused(
+    copy, capsys, name, value, command, status, words
+):
     torch.save(altered(torch.load(LAST), name, value), LAST)
     before = contents(copy)
     assert MAINS[command[0]](command[1:]) == status

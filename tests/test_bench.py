@@ -51,7 +51,9 @@ def test_generation_is_measured_beside_nanogpt(nanogpt, capsys):
     arguments = ["generation", "--device=cpu", "--rounds=2", "--out=results"]
     assert bench.main([*arguments, f"--out={nanogpt}", "--nanogpt", str(nanogpt)]) == 0
     one, ten = rows(nanogpt, "generation")
-    assert len(one["ours"]) == len(ten["nanogpt"]) == 2 and min(one["nanogpt"]) > max(one["ours"]) > 0
+    assert (
+        len(one["ours"]) == len(ten["nanogpt"]) == 2 and min(one["nanogpt"]) > max(one["ours"]) > 0
+    )
     assert "10 at once" in capsys.readouterr().out
     assert bench.main([*arguments, f"--out={nanogpt}"]) == 0
     assert "nanogpt" not in rows(nanogpt, "generation")[0]
@@ -59,15 +61,24 @@ def test_generation_is_measured_beside_nanogpt(nanogpt, capsys):
 
 
 def test_training_is_measured_by_what_both_programs_report(folder, nanogpt, monkeypatch):
-    Path("verses.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    Path("verses.txt").write_text(
+        (ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     prepare("shakespeare_char", ["verses.txt"])
     monkeypatch.setattr(bench, "ceiling", lambda dtype, device: 1e12)
     monkeypatch.setattr(
-        bench, "our_rate", lambda settings, *rest, run=bench.our_rate: run(settings | {"compile": False}, *rest)
+        bench,
+        "our_rate",
+        lambda settings, *rest, run=bench.our_rate: run(settings | {"compile": False}, *rest),
     )
-    assert bench.main(["training", "--device=cpu", "--rounds=1", "--out=.", f"--nanogpt={nanogpt}"]) == 0
+    assert (
+        bench.main(["training", "--device=cpu", "--rounds=1", "--out=.", f"--nanogpt={nanogpt}"])
+        == 0
+    )
     compiled, eager, share, product = rows(folder, "training")
-    assert compiled["nanogpt"] == eager["nanogpt"] == [pytest.approx(2 * 8 / 0.1)]  # the first steps don't count
+    assert (
+        compiled["nanogpt"] == eager["nanogpt"] == [pytest.approx(2 * 8 / 0.1)]
+    )  # the first steps don't count
     assert eager["ours"][0] > 0 and product["ours"] == [1000]
     operations = 6 * bench.count_parameters(bench.GPTConfig(65, 8, 1, 1, 8)) + 12 * 1 * 8 * 8
     assert share["ours"] == [pytest.approx(100 * operations * compiled["ours"][0] / 1e12)]
@@ -88,11 +99,20 @@ def test_the_table_has_medians_spreads_and_ratios(tmp_path):
 
 
 def test_cost_follows_arithmetic():
-    small, large = (bench.step_cost(Config(**TINY | {"batch_size": size, "vocab_size": 20}), 1) for size in (4, 8))
+    small, large = (
+        bench.step_cost(Config(**TINY | {"batch_size": size, "vocab_size": 20}), 1)
+        for size in (4, 8)
+    )
     assert large["million operations"] == 2 * small["million operations"]
-    assert 1.5 < large["MB by count"] / small["MB by count"] < 2  # activations double, weights do not
+    assert (
+        1.5 < large["MB by count"] / small["MB by count"] < 2
+    )  # activations double, weights do not
     assert bench.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
-    rows = [{"what": axis, "size": size, **cost} for axis in bench.GROWING for size, cost in ((4, small), (8, large))]
+    rows = [
+        {"what": axis, "size": size, **cost}
+        for axis in bench.GROWING
+        for size, cost in ((4, small), (8, large))
+    ]
     assert len(bench.cost_figure(rows).axes) == 8
 
 

@@ -5,14 +5,21 @@ import zipfile
 import pytest
 import torch
 
-import checkpoint
-from cli import UserError
+from common import checkpoint
+from common.errors import UserError
 from model import GPT, GPTConfig
 
 
 @pytest.fixture
 def state():
-    config = {"vocab_size": 5, "block_size": 8, "n_layers": 1, "n_heads": 1, "d_model": 8, "batch_size": 2}
+    config = {
+        "vocab_size": 5,
+        "block_size": 8,
+        "n_layers": 1,
+        "n_heads": 1,
+        "d_model": 8,
+        "batch_size": 2,
+    }
     model = GPT(GPTConfig(**{k: v for k, v in config.items() if k != "batch_size"}))
     return {
         "model": model.state_dict(), "raw_model": {}, "optimizers": [], "scaler": {}, "config": config, "step": 3,
@@ -28,7 +35,9 @@ def test_what_is_saved_is_loaded(state, tmp_path):
     loaded = checkpoint.load(path)
     assert loaded["step"] == 3 and loaded["config"] == state["config"]
     model, tokenizer = checkpoint.build(loaded, torch.device("cpu"))
-    assert all(torch.equal(tensor, state["model"][name]) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(tensor, state["model"][name]) for name, tensor in model.state_dict().items()
+    )
     assert tokenizer.decode([4, 0]) == "ea" and not model.training
 
 
@@ -60,7 +69,9 @@ def test_an_altered_byte_is_noticed(state, tmp_path):
 def test_a_truncated_checkpoint_is_refused_and_the_other_offered(state, tmp_path, length):
     checkpoint.save(tmp_path / "run_best.pt", state)
     whole = (tmp_path / "run_best.pt").read_bytes()
-    (tmp_path / "run_last.pt").write_bytes(whole[: int(length * len(whole)) if isinstance(length, float) else length])
+    (tmp_path / "run_last.pt").write_bytes(
+        whole[: int(length * len(whole)) if isinstance(length, float) else length]
+    )
     with pytest.raises(UserError, match="run_last.pt is no checkpoint.*run_best.pt") as error:
         checkpoint.load(tmp_path / "run_last.pt")
     assert "\n" not in str(error.value)

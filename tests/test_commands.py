@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import arguments, run, start
 
-import checkpoint
+from common import checkpoint
 
 
 def test_from_a_text_to_a_model_that_talks(dataset):
@@ -16,7 +16,9 @@ def test_from_a_text_to_a_model_that_talks(dataset):
     status, output, error = run("train.py", "tiny.py", *arguments())
     assert status == 0, error
     assert "12 steps" in output and "out/tiny_best.pt talks" in output
-    status, output, _ = run("sample.py", "--ckpt", "out/tiny_best.pt", "--prompt", "the ", "--max_new_tokens", "20")
+    status, output, _ = run(
+        "sample.py", "--ckpt", "out/tiny_best.pt", "--prompt", "the ", "--max_new_tokens", "20"
+    )
     assert status == 0 and output.startswith("the ")
     status, output, _ = run("evaluate.py", "--ckpt", "out/tiny_best.pt")
     assert status == 0 and "bits per byte" in output
@@ -55,11 +57,15 @@ def test_a_reader_that_goes_away_is_no_error(dataset):
     assert process.stderr.read() == "" and process.wait(timeout=20) == 1
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk needs root")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk needs root"
+)
 def test_a_full_disk_costs_nothing_that_was_saved(dataset):
     (dataset / "tiny.py").write_text("")
     (dataset / "out").mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(dataset / "out")])
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(dataset / "out")]
+    )
     if mounted.returncode:
         pytest.skip("no small disk can be mounted here")
     try:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cli import UserError
-from config import SETTINGS, Config, load_config
+from common.arguments import load_config
+from common.errors import UserError
+from config import SETTINGS, Config
 from model import GPT
 
 ROOT = Path(__file__).parent.parent
@@ -22,11 +23,20 @@ def file(tmp_path):
 
 
 def test_command_line_beats_on_cpu_beats_file_beats_default(file, capsys):
-    path = file("n_layers = 2\nn_heads = 3\nmax_steps = 500\non_cpu = dict(n_heads=4, max_steps=200)\n")
+    path = file(
+        "n_layers = 2\nn_heads = 3\nmax_steps = 500\non_cpu = dict(n_heads=4, max_steps=200)\n"
+    )
     config = load_config([path, "--device=cpu", "--max_steps=150"])
-    assert (config.n_layers, config.n_heads, config.max_steps, config.d_model) == (2, 4, 150, Config.d_model)
+    assert (config.n_layers, config.n_heads, config.max_steps, config.d_model) == (
+        2,
+        4,
+        150,
+        Config.d_model,
+    )
     assert capsys.readouterr().out.count("\n") == 1  # it says so in one line
-    config = load_config([path, "--device=cpu", "--d_model=8"])  # fits on_cpu's 4 heads; what it replaces need not fit
+    config = load_config(
+        [path, "--device=cpu", "--d_model=8"]
+    )  # fits on_cpu's 4 heads; what it replaces need not fit
     assert (config.n_heads, config.d_model) == (4, 8) and capsys.readouterr().out
     config = load_config([path, "--device=cpu", "--on_cpu=false"])
     assert (config.n_heads, config.max_steps) == (3, 500)
@@ -35,7 +45,9 @@ def test_command_line_beats_on_cpu_beats_file_beats_default(file, capsys):
 
 def test_values_are_understood_as_people_write_them(file):
     path = file("learning_rate = 1\nmin_lr = None\nmax_steps = 2e3\nqk_norm = False\n")
-    config = load_config([path, "--warmup_steps", "1e2", "--tie_embeddings=False", "--compile=true", "--d_ff=none"])
+    config = load_config(
+        [path, "--warmup_steps", "1e2", "--tie_embeddings=False", "--compile=true", "--d_ff=none"]
+    )
     assert config.learning_rate == 1.0 and isinstance(config.learning_rate, float)
     assert config.max_steps == 2000 and isinstance(config.max_steps, int)
     assert config.warmup_steps == 100 and config.tie_embeddings is False and config.qk_norm is False
@@ -94,7 +106,9 @@ def test_bad_config_files_are_refused_in_one_line(file, text, words):
 def test_all_problems_are_said_at_once(file):
     with pytest.raises(UserError) as error:
         load_config([file("n_layers = 0\nbatch_size = 'big'"), "--dropout=2", "--beta1=1.5"])
-    assert [name in str(error.value) for name in ("n_layers", "batch_size", "dropout", "beta1")] == [True] * 4
+    assert [
+        name in str(error.value) for name in ("n_layers", "batch_size", "dropout", "beta1")
+    ] == [True] * 4
 
 
 def test_a_missing_config_file_is_named():
@@ -115,13 +129,20 @@ def test_the_parameters_that_a_config_speaks_of_are_those_it_has(path):
     config = load_config([str(path), "--device=cpu", "--on_cpu=false"])
     vocab_size = {"char": 65, "byte": 256, "bpe": 50257}[config.dataset.rpartition("_")[2]]
     groups = GPT(replace(config, vocab_size=vocab_size)).parameter_groups()
-    total, embeddings = (sum(p.numel() for p in ps) for ps in (sum(groups.values(), []), groups["embeddings"]))
-    spoken = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*,\d{3}(?= (?:parameters|in))", path.read_text())]
+    total, embeddings = (
+        sum(p.numel() for p in ps) for ps in (sum(groups.values(), []), groups["embeddings"])
+    )
+    spoken = [
+        int(n.replace(",", ""))
+        for n in re.findall(r"\d[\d,]*,\d{3}(?= (?:parameters|in))", path.read_text())
+    ]
     assert spoken and set(spoken) <= {total, embeddings, total - embeddings}
 
 
 def test_shipped_configs_have_names_of_their_own():
-    names = [load_config([str(path), "--device=cpu", "--on_cpu=false"]).run_name for path in CONFIGS]
+    names = [
+        load_config([str(path), "--device=cpu", "--on_cpu=false"]).run_name for path in CONFIGS
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -136,7 +157,11 @@ def test_help_lists_every_setting_with_its_meaning(capsys):
 
 
 def test_the_readme_has_every_setting_with_its_default():
-    rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
+    rows = dict(
+        re.findall(
+            r"^\| `(\w+)` \| `?(.*?)`? \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE
+        )
+    )
     for setting in SETTINGS.values():
         if setting.name != "vocab_size":
             assert rows[setting.name] == str(setting.default).lower(), setting.name

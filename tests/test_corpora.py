@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 import pytest
 from server import reply, serve
 
-from cli import UserError
+from common.errors import UserError
 from data import download, files, python, robotics, wikipedia
 
 
@@ -39,8 +39,16 @@ def library(tmp_path, monkeypatch):
 
 
 def test_python_takes_source_files_in_order_and_no_tests(library, tmp_path):
-    library(zip_py=b"last", a__b_py="é".encode(), a__c_txt=b"no source", abc_py=b"# abc", test__a_py=b"a test")
-    library(a__tests__d_py=b"a test", idlelib__idle_test__e_py=b"a test", latin_py=b"\xe9", empty_py=b"")
+    library(
+        zip_py=b"last",
+        a__b_py="é".encode(),
+        a__c_txt=b"no source",
+        abc_py=b"# abc",
+        test__a_py=b"a test",
+    )
+    library(
+        a__tests__d_py=b"a test", idlelib__idle_test__e_py=b"a test", latin_py=b"\xe9", empty_py=b""
+    )
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "numpy.py").write_text("not the standard library")
     corpus = python.load(tmp_path)
@@ -49,14 +57,23 @@ def test_python_takes_source_files_in_order_and_no_tests(library, tmp_path):
 
 
 def test_python_adds_source_trees(library, tmp_path, monkeypatch):
-    library(lib__abc_py=b"# abc", own__b_py=b"# b", own__a__c_py=b"# c", own__latin_py=b"\xe9", own__d_txt=b"d")
+    library(
+        lib__abc_py=b"# abc",
+        own__b_py=b"# b",
+        own__a__c_py=b"# c",
+        own__latin_py=b"\xe9",
+        own__d_txt=b"d",
+    )
     library(more__e_txt=b"# e", alone_py=b"# alone")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "lib"))
     own, more, alone = (str(tmp_path / name) for name in ("own", "more", "alone.py"))
     corpus = python.load(tmp_path, inputs=[own, alone])
     assert list(corpus.documents()) == ["# abc", "# c", "# b", "# alone"]
     assert "standard library" in corpus.source and own in corpus.source
-    assert list(python.load(tmp_path, inputs=[more], pattern="*_txt").documents()) == ["# abc", "# e"]
+    assert list(python.load(tmp_path, inputs=[more], pattern="*_txt").documents()) == [
+        "# abc",
+        "# e",
+    ]
     with pytest.raises(UserError, match="holds no"):
         python.load(tmp_path, inputs=[more])
 
@@ -79,7 +96,11 @@ PAGES = [
     f"<page>\n    <title>{title}</title>\n    é &quot;text&quot;\n  </page>"
     for title in ("Anarchism", "Ada", "Aardvark")
 ]
-ENWIK = "<mediawiki>\n  <siteinfo>\n  </siteinfo>\n  " + "\n  ".join(PAGES) + "\n  <page>\n    <title>Cut off"
+ENWIK = (
+    "<mediawiki>\n  <siteinfo>\n  </siteinfo>\n  "
+    + "\n  ".join(PAGES)
+    + "\n  <page>\n    <title>Cut off"
+)
 
 
 @pytest.fixture
@@ -220,14 +241,26 @@ def test_robotics_waits_as_long_as_arxiv_asks_within_bounds(tmp_path, monkeypatc
     monkeypatch.setattr(robotics.time, "sleep", pauses.append)
     monkeypatch.setattr(robotics, "PAUSE", 3.0)
     page = feed(0, 1, 1).replace(b"abs/", b"api/errors#")
-    busy = {n: (page, status, {"Retry_After": asked}) for n, asked in enumerate(["20", "3600", "soon"], 1)}
+    busy = {
+        n: (page, status, {"Retry_After": asked})
+        for n, asked in enumerate(["20", "3600", "soon"], 1)
+    }
     with arxiv(monkeypatch, answer=lambda n, start: busy.get(n)):
         robotics.load(tmp_path, max_results=4)
-    assert pauses == [3, 20, download.LONGEST_PAUSE, 24, 3]  # "soon" is no time: the fourth try's own pause
+    assert pauses == [
+        3,
+        20,
+        download.LONGEST_PAUSE,
+        24,
+        3,
+    ]  # "soon" is no time: the fourth try's own pause
 
 
 def test_robotics_a_category_without_papers_is_said_at_once(tmp_path, monkeypatch):
-    with arxiv(monkeypatch, total=0) as asked, pytest.raises(UserError, match="no papers in the category cs.RO"):
+    with (
+        arxiv(monkeypatch, total=0) as asked,
+        pytest.raises(UserError, match="no papers in the category cs.RO"),
+    ):
         robotics.load(tmp_path)
     assert asked == [0] and not list(tmp_path.rglob("*.xml"))
 
@@ -237,7 +270,10 @@ def test_robotics_a_category_without_papers_is_said_at_once(tmp_path, monkeypatc
 def test_robotics_an_error_of_arxivs_is_said_in_its_words(tmp_path, monkeypatch, status, total):
     page = feed(0, 1, 1).replace(b"abs/2401.00000v1", b"api/errors#malformed_query")
     page = page.replace(b"<opensearch:totalResults>1</opensearch:totalResults>", total)
-    with arxiv(monkeypatch, answer=lambda n, start: (page, status, {})) as asked, pytest.raises(UserError) as error:
+    with (
+        arxiv(monkeypatch, answer=lambda n, start: (page, status, {})) as asked,
+        pytest.raises(UserError) as error,
+    ):
         robotics.load(tmp_path)
     assert asked == [0] and not list(tmp_path.rglob("*.xml"))
     assert "It <walks> on 0 legs." in str(error.value) and "\n" not in str(error.value)
@@ -254,21 +290,28 @@ def test_robotics_duplicates_count_once_whatever_their_version(tmp_path, monkeyp
 
 
 def test_robotics_entities_and_white_space(tmp_path, monkeypatch):
-    page = feed(0, 1, 1).replace(b"It &lt;walks&gt;", escape("Sch&ouml;n &amp; r&#233;el: $a < b$,").encode())
+    page = feed(0, 1, 1).replace(
+        b"It &lt;walks&gt;", escape("Sch&ouml;n &amp; r&#233;el: $a < b$,").encode()
+    )
     with arxiv(monkeypatch, answer=lambda n, start: page.replace(b"Paper", "Pà per".encode())):
         (text,) = robotics.load(tmp_path).documents()
     assert text == "Pà per 0\n\nSchön & réel: $a < b$, on 0 legs.\n"
 
 
 def test_robotics_goes_on_after_a_crawl_broken_off(tmp_path, monkeypatch):
-    with arxiv(monkeypatch, answer=lambda n, start: b"" if start else None) as asked, pytest.raises(UserError) as error:
+    with (
+        arxiv(monkeypatch, answer=lambda n, start: b"" if start else None) as asked,
+        pytest.raises(UserError) as error,
+    ):
         robotics.load(tmp_path, max_results=6)
     assert asked == [0] + [3] * robotics.TRIES
     assert str(tmp_path / "arxiv-cs.RO" / "3.xml") in str(error.value)
     assert "an empty page" in str(error.value)
     assert "\n" not in str(error.value)
     with arxiv(monkeypatch) as asked:
-        assert list(robotics.load(tmp_path, max_results=6).documents()) == [document(i) for i in range(6)]
+        assert list(robotics.load(tmp_path, max_results=6).documents()) == [
+            document(i) for i in range(6)
+        ]
     assert asked == [3]
 
 
@@ -284,7 +327,9 @@ def test_robotics_nobody_at_the_address_and_pages_saved_by_hand(tmp_path, monkey
         robotics.load(tmp_path, max_results=2)
 
 
-@pytest.mark.parametrize("options", [{"max_results": 30_001}, {"max_results": 0}, {"category": "../robots"}])
+@pytest.mark.parametrize(
+    "options", [{"max_results": 30_001}, {"max_results": 0}, {"category": "../robots"}]
+)
 def test_robotics_refuses_what_arxiv_has_not(tmp_path, options):
     with pytest.raises(UserError) as error:
         robotics.load(tmp_path, **options)

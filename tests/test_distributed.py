@@ -8,14 +8,21 @@ import sys
 import pytest
 from conftest import ROOT, arguments, timeless
 
-import checkpoint
-from cli import UserError
-from config import load_config
+from common import checkpoint
+from common.arguments import load_config
+from common.errors import UserError
 from train import train
 
 
 def torchrun(processes: int, *options: str, **settings) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        *options,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [*command, str(ROOT / "train.py"), "tiny.py", *arguments(**settings)],
@@ -30,7 +37,11 @@ def until(process: subprocess.Popen, words: str) -> None:
 @pytest.mark.parametrize("processes", [2, 4])
 def test_any_number_of_processes_computes_the_same(dataset, tiny, processes):
     (dataset / "tiny.py").write_text("")
-    settings = {"batch_size": 8, "micro_batch_size": 1, "eval_tokens": 500}  # accumulates 4 or 2 parts
+    settings = {
+        "batch_size": 8,
+        "micro_batch_size": 1,
+        "eval_tokens": 500,
+    }  # accumulates 4 or 2 parts
     alone = train(tiny(**settings, run_name="alone"))
     process = torchrun(processes, **settings)
     output, error = process.communicate(timeout=120)
@@ -41,7 +52,9 @@ def test_any_number_of_processes_computes_the_same(dataset, tiny, processes):
     for row, other in zip(together, expected):
         if "sample" not in row:  # a draw may hang on the last bit
             assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
-    assert checkpoint.load("out/tiny_best.pt")["best_val_loss"] == pytest.approx(min(alone["val_losses"]), rel=1e-4)
+    assert checkpoint.load("out/tiny_best.pt")["best_val_loss"] == pytest.approx(
+        min(alone["val_losses"]), rel=1e-4
+    )
 
 
 def test_a_worker_that_dies_is_replaced_and_the_run_goes_on(dataset):
@@ -49,12 +62,16 @@ def test_a_worker_that_dies_is_replaced_and_the_run_goes_on(dataset):
     settings = {"max_steps": 120, "save_interval": 10, "eval_interval": 60}
     process = torchrun(2, "--max_restarts=1", **settings)
     until(process, "step     30 |")
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    workers = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(workers[1]), signal.SIGKILL)
     output, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "resumed from out/tiny_last.pt" in output
-    assert [row["step"] for row in timeless("out/tiny_metrics.jsonl") if "train/loss" in row] == list(range(120))
+    assert [
+        row["step"] for row in timeless("out/tiny_metrics.jsonl") if "train/loss" in row
+    ] == list(range(120))
 
 
 def test_sigterm_stops_all_processes_together(dataset):
@@ -65,7 +82,9 @@ def test_sigterm_stops_all_processes_together(dataset):
     output, _ = process.communicate(timeout=60)
     step = checkpoint.load("out/tiny_last.pt")["step"]
     assert step > 20 and f"saved out/tiny_last.pt at step {step}" in output
-    assert [row["step"] for row in timeless("out/tiny_metrics.jsonl") if "train/loss" in row] == list(range(step))
+    assert [
+        row["step"] for row in timeless("out/tiny_metrics.jsonl") if "train/loss" in row
+    ] == list(range(step))
 
 
 def test_a_batch_that_can_not_be_shared_out_is_refused(dataset, tiny, monkeypatch):

@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from server import reply, serve
 
-from cli import UserError
-from data import download
+from common import download
+from common.errors import UserError
 
 BODY = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -53,7 +53,9 @@ def send_range(request, body=BODY):
     elif start >= len(body):
         reply(request, status=416, Content_Range=f"bytes */{len(body)}")
     else:
-        reply(request, body[start:], 206, Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}")
+        reply(
+            request, body[start:], 206, Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}"
+        )
 
 
 def test_a_download_is_whole_and_done_once(tmp_path):
@@ -89,8 +91,13 @@ def test_a_later_run_goes_on_where_an_earlier_one_stopped(tmp_path):
 
 
 @pytest.mark.parametrize("left", [BODY[:100], BODY, BODY + b"more"])
-def test_what_was_left_is_replaced_where_the_server_knows_no_ranges_or_it_does_not_fit(tmp_path, left):
-    for name, answer in {"whole": lambda n, request: reply(request, BODY), "range": lambda n, r: send_range(r)}.items():
+def test_what_was_left_is_replaced_where_the_server_knows_no_ranges_or_it_does_not_fit(
+    tmp_path, left
+):
+    for name, answer in {
+        "whole": lambda n, request: reply(request, BODY),
+        "range": lambda n, r: send_range(r),
+    }.items():
         (tmp_path / f"{name}.part").write_bytes(left)
         assert fetch(answer, tmp_path / name).read_bytes() == BODY
 
@@ -140,12 +147,16 @@ def test_retry_after_is_waited_for_within_bounds(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "LONGEST_PAUSE", 0.01)
     for asked in ("3600", "soon"):
         answer = partial(reply, status=429, Retry_After=asked)
-        assert "429" in refused(lambda n, request, answer=answer: answer(request), tmp_path / "other")
+        assert "429" in refused(
+            lambda n, request, answer=answer: answer(request), tmp_path / "other"
+        )
 
 
 def test_a_missing_page_is_one_line_at_once(tmp_path):
     requests = []
-    assert "404" in refused(lambda n, request: [requests.append(n), reply(request, status=404)], tmp_path / "file")
+    assert "404" in refused(
+        lambda n, request: [requests.append(n), reply(request, status=404)], tmp_path / "file"
+    )
     assert requests == [1]
 
 
@@ -153,13 +164,21 @@ def test_a_server_that_never_sends_all_it_announced(tmp_path):
     def answer(n, request):
         start = int(request.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
         headers = {"Content_Range": f"bytes {start}-{len(BODY)}/{len(BODY) + 1}"} if start else {}
-        reply(request, BODY[start:], 206 if start else 200, Content_Length=str(len(BODY) + 1 - start), **headers)
+        reply(
+            request,
+            BODY[start:],
+            206 if start else 200,
+            Content_Length=str(len(BODY) + 1 - start),
+            **headers,
+        )
 
     assert "broke off 4 times" in refused(answer, tmp_path / "file")
 
 
 def test_other_bytes_than_expected_are_thrown_away(tmp_path):
-    message = refused(lambda n, request: reply(request, b"<html>log in first</html>"), tmp_path / "file")
+    message = refused(
+        lambda n, request: reply(request, b"<html>log in first</html>"), tmp_path / "file"
+    )
     assert "sha256" in message
     assert os.listdir(tmp_path) == []
 
@@ -187,15 +206,24 @@ def test_a_server_that_stalls(tmp_path):
 
 def test_redirects_are_followed(tmp_path):
     def answer(n, request):
-        reply(request, status=302, Location="/elsewhere") if request.path == "/file" else reply(request, BODY)
+        reply(request, status=302, Location="/elsewhere") if request.path == "/file" else reply(
+            request, BODY
+        )
 
     assert fetch(answer, tmp_path / "file").read_bytes() == BODY
-    assert "TooManyRedirects" in refused(lambda n, r: reply(r, status=302, Location="/file"), tmp_path / "other")
+    assert "TooManyRedirects" in refused(
+        lambda n, r: reply(r, status=302, Location="/file"), tmp_path / "other"
+    )
 
 
 def test_a_length_that_is_not_told_leaves_the_check_to_the_hash(tmp_path):
-    assert fetch(lambda n, r: reply(r, BODY, Content_Length=""), tmp_path / "file").read_bytes() == BODY
-    assert "sha256" in refused(lambda n, r: reply(r, BODY[:9], Content_Length=""), tmp_path / "other")
+    assert (
+        fetch(lambda n, r: reply(r, BODY, Content_Length=""), tmp_path / "file").read_bytes()
+        == BODY
+    )
+    assert "sha256" in refused(
+        lambda n, r: reply(r, BODY[:9], Content_Length=""), tmp_path / "other"
+    )
 
 
 def test_nobody_at_the_address(tmp_path):
@@ -211,8 +239,13 @@ def index(tmp_path, monkeypatch):
     folder.mkdir()
     with zipfile.ZipFile(folder / "quarto-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("quarto/play.md", "# A Play\n")
-        wheel.writestr("quarto-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: quarto\nVersion: 1.0\n")
-        wheel.writestr("quarto-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "quarto-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: quarto\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "quarto-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         wheel.writestr("quarto-1.0.dist-info/RECORD", "quarto/play.md,,\n")
     for tool in ("PIP", "UV"):
         monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
@@ -220,7 +253,9 @@ def index(tmp_path, monkeypatch):
     return folder
 
 
-needs_a_tool = pytest.mark.skipif(not download._index_commands("", "", ""), reason="neither pip nor uv here")
+needs_a_tool = pytest.mark.skipif(
+    not download._index_commands("", "", ""), reason="neither pip nor uv here"
+)
 
 
 @needs_a_tool
@@ -254,7 +289,9 @@ def test_without_pip_uv_gets_the_wheel(tmp_path, monkeypatch):
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", str(uv.parent))
     monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
-    assert (download.fetch_wheel("quarto", "1.0", tmp_path / "a") / "play.md").read_text() == "quarto==1.0"
+    assert (
+        download.fetch_wheel("quarto", "1.0", tmp_path / "a") / "play.md"
+    ).read_text() == "quarto==1.0"
     uv.unlink()
     with pytest.raises(UserError, match="neither pip nor uv"):
         download.fetch_wheel("quarto", "1.0", tmp_path / "b")

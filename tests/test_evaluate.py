@@ -11,7 +11,9 @@ from model import GPT, GPTConfig
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=50, block_size=8, n_layers=1, n_heads=1, d_model=16, dropout=0.5))
+    model = GPT(
+        GPTConfig(vocab_size=50, block_size=8, n_layers=1, n_heads=1, d_model=16, dropout=0.5)
+    )
     with torch.no_grad():
         model.head.weight.normal_()  # predictions that differ from token to token
     return model
@@ -22,7 +24,9 @@ def losses(model, tokens, starts, length=8):
     found = []
     for start in starts:
         ids = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64))
-        found += F.cross_entropy(model.eval()(ids[None, :-1])[0], ids[1:], reduction="none").tolist()
+        found += F.cross_entropy(
+            model.eval()(ids[None, :-1])[0], ids[1:], reduction="none"
+        ).tolist()
     return found
 
 
@@ -40,6 +44,10 @@ def test_a_limit_takes_evenly_spaced_windows_always_the_same(model):
     expected = losses(model, tokens, [0, 40, 80, 120])
     model.train()
     for _ in range(2):  # dropout is off meanwhile, whatever the mode
-        assert mean_loss(model, tokens, torch.float32, max_tokens=32) == pytest.approx(np.mean(expected), rel=1e-5)
+        assert mean_loss(model, tokens, torch.float32, max_tokens=32) == pytest.approx(
+            np.mean(expected), rel=1e-5
+        )
     assert model.training
-    assert mean_loss(model, tokens, torch.float32, max_tokens=160) == mean_loss(model, tokens, torch.float32)
+    assert mean_loss(model, tokens, torch.float32, max_tokens=160) == mean_loss(
+        model, tokens, torch.float32
+    )

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import export
+from common import checkpoint
+from common.tokenizer import ByteTokenizer, CharTokenizer
 from config import Config
 from model import GPT, GPTConfig
-from tokenizer import ByteTokenizer, CharTokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -49,7 +49,13 @@ def save(model: GPT, tokenizer, **changes) -> None:
 def make(tokenizer=None, noise=0.2, **changes) -> GPT:
     """A model with gains, biases and logits that all differ, and its checkpoint run_best.pt."""
     tokenizer = tokenizer or characters(65)
-    sizes = {"n_layers": 2, "n_heads": 2, "d_model": 32, "block_size": 64, "vocab_size": tokenizer.vocab_size}
+    sizes = {
+        "n_layers": 2,
+        "n_heads": 2,
+        "d_model": 32,
+        "block_size": 64,
+        "vocab_size": tokenizer.vocab_size,
+    }
     torch.manual_seed(0)
     model = GPT(GPTConfig(**(sizes | changes))).eval()
     with torch.no_grad():
@@ -84,7 +90,9 @@ def test_greedy_text_is_the_same_to_the_end_of_a_long_block(folder, kind):
     model = make(noise=0.6, **(KINDS[kind] | {"block_size": 1200, "tie_embeddings": False}))
     assert export_to() == 0
     start = torch.tensor([[5, 3, 8]])
-    theirs = AutoModelForCausalLM.from_pretrained("hf").generate(start, max_new_tokens=1100, do_sample=False)
+    theirs = AutoModelForCausalLM.from_pretrained("hf").generate(
+        start, max_new_tokens=1100, do_sample=False
+    )
     assert theirs.tolist() == model.generate(start, 1100, temperature=0).tolist()
     assert len(set(theirs[0, -500:].tolist())) > 10  # no loop of a few tokens
 
@@ -94,7 +102,10 @@ def test_no_id_of_characters_starts_or_stops_a_text(folder, kind):
     make(**KINDS[kind])
     assert export_to() == 0
     theirs = AutoModelForCausalLM.from_pretrained("hf")
-    assert theirs.generation_config.eos_token_id is None and theirs.generation_config.bos_token_id is None
+    assert (
+        theirs.generation_config.eos_token_id is None
+        and theirs.generation_config.bos_token_id is None
+    )
     assert theirs.config.eos_token_id is None and theirs.config.bos_token_id is None
 
 
@@ -105,7 +116,9 @@ def tokenizers(folder, request):
     def make_both(kind):
         if kind == "bpe":
             request.getfixturevalue("bpe")
-        ours = checkpoint.tokenizers.from_dict({"kind": kind, "characters": "".join(sorted(set("".join(TEXTS))))})
+        ours = checkpoint.tokenizers.from_dict(
+            {"kind": kind, "characters": "".join(sorted(set("".join(TEXTS))))}
+        )
         make(ours, n_layers=1, n_heads=1, d_model=4)
         assert export_to() == 0
         return ours, AutoTokenizer.from_pretrained("hf")
@@ -121,7 +134,9 @@ def test_ids_and_texts_are_the_same(tokenizers, kind):
         ids = theirs(text)["input_ids"]
         assert ids == ours.encode(text).tolist(), text
         assert theirs.decode(ids) == text == theirs.decode(ids, skip_special_tokens=True)
-    for i in range(256) if kind == "byte" else range(0, ours.vocab_size, 97):  # whole characters or not
+    for i in (
+        range(256) if kind == "byte" else range(0, ours.vocab_size, 97)
+    ):  # whole characters or not
         assert theirs.decode([i]) == ours.decode([i])
     assert theirs.eos_token_id == (50256 if kind == "bpe" else None) == theirs.bos_token_id
 
@@ -175,11 +190,22 @@ def test_the_card_says_what_was_measured(folder):
     assert export_to() == 0
     card = open("hf/README.md").read()
     count = sum(parameter.numel() for parameter in model.parameters())
-    for figure in (f"{count:,}", "1,500 steps", "1.2345", "shakespeare_char", "64 tokens", "random weights", "'hf'"):
+    for figure in (
+        f"{count:,}",
+        "1,500 steps",
+        "1.2345",
+        "shakespeare_char",
+        "64 tokens",
+        "random weights",
+        "'hf'",
+    ):
         assert figure in card, figure
     save(model, ByteTokenizer(), step=1700)
     assert export_to() == 0
-    assert "the lowest of the run, at step 1,500, not that of these weights" in open("hf/README.md").read()
+    assert (
+        "the lowest of the run, at step 1,500, not that of these weights"
+        in open("hf/README.md").read()
+    )
     save(model, ByteTokenizer(), best_val_loss=float("inf"))
     assert export_to() == 0
     assert "not measured" in open("hf/README.md").read()
@@ -191,7 +217,11 @@ def test_only_an_earlier_export_is_replaced(folder, capsys):
     assert export_to() == 0
     make(n_layers=1)
     assert export_to() == 0 and json.load(open("hf/config.json"))["num_hidden_layers"] == 1
-    for out, name, text in (("hf", "notes.txt", "mine"), ("a", "config.json", "{}"), ("b", "README.md", "mine")):
+    for out, name, text in (
+        ("hf", "notes.txt", "mine"),
+        ("a", "config.json", "{}"),
+        ("b", "README.md", "mine"),
+    ):
         (folder / out).mkdir(exist_ok=True)
         (folder / out / name).write_text(text)
         before = {path.name: path.read_bytes() for path in (folder / out).iterdir()}
@@ -223,5 +253,8 @@ def test_a_missing_package_is_named(folder, monkeypatch, capsys):
     make()
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     assert export_to() == 1
-    assert "safetensors is not installed: pip install transformers safetensors tokenizers" in capsys.readouterr().err
+    assert (
+        "safetensors is not installed: pip install transformers safetensors tokenizers"
+        in capsys.readouterr().err
+    )
     assert not os.path.exists("hf")

@@ -8,7 +8,7 @@ import time
 
 from conftest import arguments, run, same, start, timeless, weights
 
-import checkpoint
+from common import checkpoint
 
 
 def test_a_run_that_is_killed_again_and_again_equals_one_that_was_not(dataset, request):
@@ -29,7 +29,9 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_was_not(dataset, r
         for path in (dataset / "out").glob("tiny_*.pt"):
             checkpoint.load(path)  # what is there is whole
         resumed += bool(resume)
-    status, _, error = run("train.py", "tiny.py", *arguments(**settings), *(["--resume"] if last.exists() else []))
+    status, _, error = run(
+        "train.py", "tiny.py", *arguments(**settings), *(["--resume"] if last.exists() else [])
+    )
     assert status == 0, error
     assert resumed > 0
     assert same(weights("out/whole_last.pt"), weights("out/tiny_last.pt"))

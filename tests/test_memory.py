@@ -25,12 +25,19 @@ sys.exit(train.main(sys.argv[1:]))
 def test_memory_stays_what_it_was(dataset, request):
     steps = request.config.getoption("--memory_steps")
     (dataset / "tiny.py").write_text("")
-    settings = arguments(max_steps=steps, eval_interval=50, sample_interval=100, log_interval=10, dropout=0.1)
+    settings = arguments(
+        max_steps=steps, eval_interval=50, sample_interval=100, log_interval=10, dropout=0.1
+    )
     command = [sys.executable, "-c", WATCHED, "tiny.py", *settings]
     process = subprocess.run(
-        command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
-    lines = [line.split() for line in process.stdout.splitlines() if line.startswith("memory at step")]
+    lines = [
+        line.split() for line in process.stdout.splitlines() if line.startswith("memory at step")
+    ]
     memory = {int(step): int(size) for *_, step, size in lines}
     print({step: round(size / 1e6, 1) for step, size in memory.items()})
     assert len(memory) == steps // 50 + 1, process.stderr

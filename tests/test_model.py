@@ -6,8 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from config import SETTINGS, load_config
-from model import GPT, GPTConfig, KVCache, RMSNorm, attend, choose, count_parameters, rope_tables, rotate
+from common.arguments import load_config
+from config import SETTINGS
+from model import (
+    GPT,
+    GPTConfig,
+    KVCache,
+    RMSNorm,
+    attend,
+    choose,
+    count_parameters,
+    rope_tables,
+    rotate,
+)
 
 SMALL = GPTConfig(vocab_size=17, block_size=16, n_layers=2, n_heads=2, d_model=16)
 KINDS = [
@@ -25,11 +36,15 @@ KINDS = [
 def make(config, seed=0):
     torch.manual_seed(seed)
     model = GPT(config).eval()
-    with torch.no_grad():  # at the initial scale all logits are near 0, and every comparison would pass
+    with (
+        torch.no_grad()
+    ):  # at the initial scale all logits are near 0, and every comparison would pass
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(std=0.3)
-            elif parameter.ndim == 3:  # the gains of queries and keys, which must not be taken for one another
+            elif (
+                parameter.ndim == 3
+            ):  # the gains of queries and keys, which must not be taken for one another
                 parameter.uniform_(0.5, 2)
     return model
 
@@ -45,7 +60,9 @@ def test_a_later_token_never_changes_an_earlier_logit(kind):
     idx[:, 9] = (idx[:, 9] + 1) % 17
     after = model(idx)
     assert torch.equal(before[:, :9], after[:, :9])
-    assert (before[:, 9:] - after[:, 9:]).abs().amax(-1).min() > 1e-4  # and every later one depends on it
+    assert (before[:, 9:] - after[:, 9:]).abs().amax(
+        -1
+    ).min() > 1e-4  # and every later one depends on it
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +78,9 @@ def test_cached_logits_equal_uncached(kind):
 def test_every_parameter_learns_and_belongs_to_one_group(kind):
     model = GPT(replace(SMALL, **kind))
     F.cross_entropy(model(tokens(4, 16)).flatten(0, 1), tokens(64)).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
     grouped = [p for group in model.parameter_groups().values() for p in group]
     assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
     assert all(p.ndim == 2 for p in model.parameter_groups()["matrices"])
@@ -81,8 +100,12 @@ def test_the_residual_stream_starts_equally_large_at_any_depth():
     sizes = []
     for n_layers in (2, 24):
         torch.manual_seed(0)
-        model = GPT(GPTConfig(vocab_size=65, n_layers=n_layers, d_model=128, n_heads=4, block_size=64))
-        model.final_norm.register_forward_pre_hook(lambda module, args: sizes.append(args[0].std().item()))
+        model = GPT(
+            GPTConfig(vocab_size=65, n_layers=n_layers, d_model=128, n_heads=4, block_size=64)
+        )
+        model.final_norm.register_forward_pre_hook(
+            lambda module, args: sizes.append(args[0].std().item())
+        )
         model(tokens(2, 64, vocab_size=65))
     assert 0.7 < sizes[1] / sizes[0] < 1.4
 
@@ -135,13 +158,18 @@ def test_attention_equals_the_naive_formula():
             for t in range(7):
                 weights = torch.softmax(k[b, : t + 1, h] @ q[b, t, h] / math.sqrt(8), 0)
                 expected[b, t, h] = weights @ v[b, : t + 1, h]
-    assert torch.allclose(attention(x), expected.reshape(2, 7, 16) @ attention.out.weight.T, atol=1e-5)
+    assert torch.allclose(
+        attention(x), expected.reshape(2, 7, 16) @ attention.out.weight.T, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("length", [24, 1])  # a whole window, and one new token after it
 def test_attention_written_out_for_bfloat16_equals_torchs(length):
     q, k, v = torch.randn(3, 2, 4, 24, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
-    q, upstream = q[:, :, -length:], torch.randn(2, 4, length, 16, generator=torch.Generator().manual_seed(3))
+    q, upstream = (
+        q[:, :, -length:],
+        torch.randn(2, 4, length, 16, generator=torch.Generator().manual_seed(3)),
+    )
     results = []
     for dtype in (torch.bfloat16, torch.float32):  # written out, and torch's kernel
         leaves = [part.clone().to(dtype).requires_grad_() for part in (q, k, v)]
@@ -162,7 +190,8 @@ def test_queries_and_keys_are_normalised_head_by_head_with_gains_of_their_own():
         for part, gain in zip((q, k), attention.qk_norm.weight)
     )
     weights = torch.softmax(
-        torch.einsum("thd,shd->hts", q, k) / math.sqrt(8) + torch.full((3, 3), -math.inf).triu(1), -1
+        torch.einsum("thd,shd->hts", q, k) / math.sqrt(8) + torch.full((3, 3), -math.inf).triu(1),
+        -1,
     )
     expected = torch.einsum("hts,shd->thd", weights, v).reshape(1, 3, 16) @ attention.out.weight.T
     assert torch.allclose(attention(x), expected, atol=1e-4)
@@ -204,7 +233,9 @@ def test_generation_goes_on_past_a_full_window():
     out = model.generate(tokens(2, 30), 50, generator=generator())
     assert out.shape == (2, 80) and torch.equal(out[:, :30], tokens(2, 30))
     assert torch.equal(out, model.generate(tokens(2, 30), 50, generator=generator()))
-    assert torch.equal(out, torch.cat([tokens(2, 30), *model.stream(tokens(2, 30), 50, generator=generator())], 1))
+    assert torch.equal(
+        out, torch.cat([tokens(2, 30), *model.stream(tokens(2, 30), 50, generator=generator())], 1)
+    )
 
 
 def test_greedy_generation_equals_the_plain_way():
@@ -239,7 +270,9 @@ def test_choose_draws_what_it_is_told_to():
 def test_impossible_configs_are_refused_with_every_reason():
     with pytest.raises(ValueError) as error:
         GPTConfig(vocab_size=0, n_layers=-1, dropout=1.0)
-    assert [word in str(error.value) for word in ("vocab_size", "n_layers", "dropout")] == [True] * 3
+    assert [word in str(error.value) for word in ("vocab_size", "n_layers", "dropout")] == [
+        True
+    ] * 3
     with pytest.raises(ValueError, match="multiple of n_heads"):
         GPTConfig(vocab_size=5, d_model=30, n_heads=4)
     with pytest.raises(ValueError, match="rope"):

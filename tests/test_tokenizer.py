@@ -3,8 +3,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from cli import UserError
-from tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, UnknownCharacters, from_dict
+from common.errors import UserError
+from common.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    UnknownCharacters,
+    from_dict,
+)
 
 TEXTS = [
     "To be, or not to be",
@@ -20,7 +26,11 @@ TEXTS = [
 @cache
 def make(kind):
     """A tokenizer of this kind that knows TEXTS; GPT-2's files come from wherever the project finds them."""
-    makers = {"char": lambda: CharTokenizer.from_text(TEXTS), "byte": ByteTokenizer, "bpe": BPETokenizer}
+    makers = {
+        "char": lambda: CharTokenizer.from_text(TEXTS),
+        "byte": ByteTokenizer,
+        "bpe": BPETokenizer,
+    }
     try:
         return makers[kind]()
     except UserError as error:  # neither its source nor a package index can be reached
@@ -65,7 +75,9 @@ def test_a_text_starts_after_a_new_line_where_there_is_one():
     assert ByteTokenizer().decode([ByteTokenizer.start_id]) == "\n"
 
 
-@pytest.mark.parametrize("state", [{}, {"kind": "words"}, {"kind": "char"}, {"kind": "char", "characters": "aa"}])
+@pytest.mark.parametrize(
+    "state", [{}, {"kind": "words"}, {"kind": "char"}, {"kind": "char", "characters": "aa"}]
+)
 def test_what_is_no_tokenizer_is_refused(state):
     with pytest.raises(ValueError):
         from_dict(state)

@@ -15,12 +15,12 @@ import torch
 from conftest import arguments, run, same, timeless, verses, weights
 from wandb.proto import wandb_internal_pb2
 
-import checkpoint
 import train as loop
-from cli import UserError
-from dataset import load_dataset
-from device import pick_compile
-from metrics import read_metrics
+from common import checkpoint
+from common.dataset import load_dataset
+from common.device import pick_compile
+from common.errors import UserError
+from common.metrics import read_metrics
 from model import GPT
 from prepare import prepare
 from train import Batches, learning_rate, make_optimizers, optimizer_step, train
@@ -62,7 +62,10 @@ def test_batches_are_a_function_of_seed_and_step(tiny, order):
 def test_a_shuffled_epoch_has_each_window_once_at_a_new_offset(tiny):
     batches = Batches(np.arange(1001, dtype=np.uint16), tiny(batch_size=5))
     assert batches.windows == 30  # 6 steps an epoch
-    epochs = [np.sort(np.concatenate([batches.starts(step) for step in range(6 * e, 6 * e + 6)])) for e in range(3)]
+    epochs = [
+        np.sort(np.concatenate([batches.starts(step) for step in range(6 * e, 6 * e + 6)]))
+        for e in range(3)
+    ]
     for starts in epochs:
         assert np.array_equal(np.diff(starts), np.full(29, 32))
         assert starts[0] >= 0 and starts[-1] + 33 <= 1001
@@ -96,7 +99,9 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine(tiny):
 
 
 def test_only_matrices_decay(tiny):
-    config = tiny(vocab_size=10, bias=True, pos_type="learned", norm_type="layernorm", weight_decay=0.5)
+    config = tiny(
+        vocab_size=10, bias=True, pos_type="learned", norm_type="layernorm", weight_decay=0.5
+    )
     model = GPT(config)
     decays = {
         id(p): group["weight_decay"]
@@ -105,7 +110,9 @@ def test_only_matrices_decay(tiny):
         for p in group["params"]
     }
     for name, parameter in model.named_parameters():
-        assert decays[id(parameter)] == (0.5 if parameter.ndim == 2 and "embedding" not in name else 0.0), name
+        assert decays[id(parameter)] == (
+            0.5 if parameter.ndim == 2 and "embedding" not in name else 0.0
+        ), name
 
 
 def gradients(config, ids):
@@ -114,9 +121,16 @@ def gradients(config, ids):
     torch.manual_seed(0)
     model = GPT(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizers, scaler = [torch.optim.SGD(model.parameters(), lr=1.0)], torch.amp.GradScaler("cpu", enabled=False)
+    optimizers, scaler = (
+        [torch.optim.SGD(model.parameters(), lr=1.0)],
+        torch.amp.GradScaler("cpu", enabled=False),
+    )
     loss, norm = optimizer_step(model, optimizers, scaler, ids, 0, torch.float32, config)
-    return {name: before[name] - p.detach() for name, p in model.named_parameters()}, loss.item(), norm.item()
+    return (
+        {name: before[name] - p.detach() for name, p in model.named_parameters()},
+        loss.item(),
+        norm.item(),
+    )
 
 
 def test_micro_batches_equal_one_large_batch(tiny):
@@ -124,7 +138,9 @@ def test_micro_batches_equal_one_large_batch(tiny):
     ids = torch.randint(50, (8, 33), generator=torch.Generator().manual_seed(0))
     whole, loss, norm = gradients(config, ids)
     parts, parts_loss, parts_norm = gradients(replace(config, micro_batch_size=2), ids)
-    assert parts_loss == pytest.approx(loss, rel=1e-5) and parts_norm == pytest.approx(norm, rel=1e-4)
+    assert parts_loss == pytest.approx(loss, rel=1e-5) and parts_norm == pytest.approx(
+        norm, rel=1e-4
+    )
     assert all(torch.allclose(whole[name], parts[name], rtol=1e-3, atol=1e-6) for name in whole)
 
 
@@ -144,7 +160,8 @@ def test_one_batch_can_be_learnt_by_heart(tiny):
     model = GPT(config)
     optimizers, scaler = make_optimizers(model, config), torch.amp.GradScaler("cpu", enabled=False)
     losses = [
-        optimizer_step(model, optimizers, scaler, ids, step, torch.float32, config)[0].item() for step in range(150)
+        optimizer_step(model, optimizers, scaler, ids, step, torch.float32, config)[0].item()
+        for step in range(150)
     ]
     assert losses[0] > 3.5 and losses[-1] < 0.1
 
@@ -154,14 +171,25 @@ def test_one_batch_can_be_learnt_by_heart(tiny):
 
 def test_a_run_learns_and_leaves_its_files(dataset, tiny, capsys):
     result = train(tiny(max_steps=60, eval_interval=20, sample_interval=30))
-    assert sorted(os.listdir("out")) == ["tiny_best.pt", "tiny_curves.png", "tiny_last.pt", "tiny_metrics.jsonl"]
+    assert sorted(os.listdir("out")) == [
+        "tiny_best.pt",
+        "tiny_curves.png",
+        "tiny_last.pt",
+        "tiny_metrics.jsonl",
+    ]
     assert result["steps"] == list(range(60)) and result["val_steps"] == [0, 20, 40, 60]
     assert result["best_val_loss"] == min(result["val_losses"][1:]) < result["val_losses"][0] - 1
     assert len(result["lrs"]) == len(result["grad_norms"]) == len(result["train_losses"]) == 60
     assert checkpoint.load("out/tiny_last.pt")["step"] == 60
     printed = capsys.readouterr().out
-    assert "best so far" in printed and "sample at step 30" in printed and "a sample of it" in printed
-    samples = {row["step"]: row["sample"] for row in read_metrics("out/tiny_metrics.jsonl") if "sample" in row}
+    assert (
+        "best so far" in printed and "sample at step 30" in printed and "a sample of it" in printed
+    )
+    samples = {
+        row["step"]: row["sample"]
+        for row in read_metrics("out/tiny_metrics.jsonl")
+        if "sample" in row
+    }
     assert list(samples) == [30, 60] and all(text in printed for text in samples.values())
     assert open("out/tiny_curves.png", "rb").read(4) == b"\x89PNG"
 
@@ -173,15 +201,22 @@ def test_metrics_have_a_line_for_every_step_and_evaluation(dataset, tiny):
     assert [row["step"] for row in rows if "val/loss" in row] == [0, 4, 8, 12]
     for row in rows:
         assert row["tokens"] == row["step"] * 4 * 32 and row["seconds"] >= 0
-        assert row.keys() >= {"train/loss", "train/lr", "train/grad_norm"} or row.keys() & {"val/loss", "sample"}
+        assert row.keys() >= {"train/loss", "train/lr", "train/grad_norm"} or row.keys() & {
+            "val/loss",
+            "sample",
+        }
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_loss(folder, tiny):
-    noise = "".join(random.Random(0).choices("abcdefgh", k=400))  # to be learnt by heart, never to be understood
+    noise = "".join(
+        random.Random(0).choices("abcdefgh", k=400)
+    )  # to be learnt by heart, never to be understood
     (folder / "noise.txt").write_text(noise)
     prepare("noise_char", ["noise.txt"])
     result = train(tiny(dataset="noise_char", block_size=16, max_steps=60, eval_interval=10))
-    best = 1 + int(np.argmin(result["val_losses"][1:]))  # the untrained model of step 0 does not count
+    best = 1 + int(
+        np.argmin(result["val_losses"][1:])
+    )  # the untrained model of step 0 does not count
     assert best < len(result["val_losses"]) - 1
     assert checkpoint.load("out/tiny_best.pt")["step"] == result["val_steps"][best]
     assert checkpoint.load("out/tiny_best.pt")["best_val_loss"] == result["best_val_loss"]
@@ -192,7 +227,13 @@ def test_how_often_one_looks_and_who_listens_changes_nothing(dataset, tiny, caps
     plain = timeless("out/tiny_metrics.jsonl")
     train(tiny(dropout=0.1, run_name="again"))
     assert timeless("out/again_metrics.jsonl") == plain
-    often = {"eval_interval": 3, "log_interval": 4, "sample_interval": 2, "save_interval": 1, "wandb_mode": "offline"}
+    often = {
+        "eval_interval": 3,
+        "log_interval": 4,
+        "sample_interval": 2,
+        "save_interval": 1,
+        "wandb_mode": "offline",
+    }
     train(tiny(dropout=0.1, run_name="watched", **often))
     assert list((dataset / "out").rglob("*.wandb")), capsys.readouterr()
     watched = timeless("out/watched_metrics.jsonl")
@@ -201,7 +242,9 @@ def test_how_often_one_looks_and_who_listens_changes_nothing(dataset, tiny, caps
     assert same(weights("out/tiny_last.pt"), weights("out/watched_last.pt"))
 
 
-@pytest.mark.parametrize("choices", [{"optimizer": "muon", "ema_decay": 0.9}, {"batch_order": "random"}])
+@pytest.mark.parametrize(
+    "choices", [{"optimizer": "muon", "ema_decay": 0.9}, {"batch_order": "random"}]
+)
 def test_stopped_and_resumed_equals_undisturbed(dataset, tiny, choices, monkeypatch, capsys):
     settings = {"dropout": 0.2, "micro_batch_size": 2, "max_steps": 13, "batch_size": 8, "block_size": 128,
                 "sample_interval": 7, **choices}  # fmt: skip
@@ -250,10 +293,14 @@ def test_a_config_file_can_ask_to_resume(dataset, tiny):
 
 
 def test_a_model_that_has_diverged_is_never_saved(dataset, tiny):
-    diverging = tiny(norm_type="none", qk_norm=False, learning_rate=1e25, warmup_steps=0, eval_interval=1)
+    diverging = tiny(
+        norm_type="none", qk_norm=False, learning_rate=1e25, warmup_steps=0, eval_interval=1
+    )
     with pytest.raises(UserError, match="is nan|is inf"):
         train(diverging)
-    assert checkpoint.load("out/tiny_last.pt")["step"] == 0 and not os.path.exists("out/tiny_best.pt")
+    assert checkpoint.load("out/tiny_last.pt")["step"] == 0 and not os.path.exists(
+        "out/tiny_best.pt"
+    )
     assert all(tensor.isfinite().all() for tensor in weights("out/tiny_last.pt").values())
     assert "NaN" not in open("out/tiny_metrics.jsonl").read()
 
@@ -274,12 +321,16 @@ def test_a_new_run_keeps_the_best_of_the_old_one(dataset, tiny, monkeypatch, cap
     monkeypatch.chdir(dataset)
     train(tiny(seed=2, resume=True))
     assert "tiny_best.prev.pt" in capsys.readouterr().out
-    assert same(weights("out/tiny_best.prev.pt"), old) and not same(weights("out/tiny_best.pt"), old)
+    assert same(weights("out/tiny_best.prev.pt"), old) and not same(
+        weights("out/tiny_best.pt"), old
+    )
     train(tiny(seed=2, max_steps=16, resume=True))  # its own best is not another run's
     assert same(weights("out/tiny_best.prev.pt"), old)
 
 
-def test_the_average_of_the_weights_is_evaluated_saved_and_sampled(dataset, tiny, monkeypatch, capsys):
+def test_the_average_of_the_weights_is_evaluated_saved_and_sampled(
+    dataset, tiny, monkeypatch, capsys
+):
     followed = []  # the weights after each step, to be averaged by hand
 
     def watched(model, *args):
@@ -290,22 +341,33 @@ def test_the_average_of_the_weights_is_evaluated_saved_and_sampled(dataset, tiny
     monkeypatch.setattr(loop, "optimizer_step", watched)
     torch.manual_seed(1337)
     vocab_size = load_dataset("verses_char").tokenizer.vocab_size
-    average = {name: tensor.clone() for name, tensor in GPT(tiny(vocab_size=vocab_size)).state_dict().items()}
+    average = {
+        name: tensor.clone()
+        for name, tensor in GPT(tiny(vocab_size=vocab_size)).state_dict().items()
+    }
     train(tiny(ema_decay=0.6))
     for step, now in enumerate(followed):
         decay = min(0.6, (1 + step) / (10 + step))
-        average = {name: decay * tensor + (1 - decay) * now[name] for name, tensor in average.items()}
+        average = {
+            name: decay * tensor + (1 - decay) * now[name] for name, tensor in average.items()
+        }
     state = checkpoint.load("out/tiny_last.pt")
-    assert all(torch.allclose(state["model"][name], tensor, atol=1e-6) for name, tensor in average.items())
+    assert all(
+        torch.allclose(state["model"][name], tensor, atol=1e-6) for name, tensor in average.items()
+    )
     assert same(state["raw_model"], followed[-1]) and not same(state["model"], state["raw_model"])
     model, _ = checkpoint.build(state, torch.device("cpu"))
     loss = loop.mean_loss(model, load_dataset("verses_char").val, torch.float32)
-    assert loop.summarize(read_metrics("out/tiny_metrics.jsonl"))["val_losses"][-1] == pytest.approx(loss)
+    assert loop.summarize(read_metrics("out/tiny_metrics.jsonl"))["val_losses"][
+        -1
+    ] == pytest.approx(loss)
     assert loop.sample(model, load_dataset("verses_char"), tiny(), 500) in capsys.readouterr().out
 
 
 def test_without_a_better_loss_the_patience_ends(folder, tiny, capsys):
-    noise = "".join(random.Random(0).choices("abcdefgh", k=400))  # to be learnt by heart, never to be understood
+    noise = "".join(
+        random.Random(0).choices("abcdefgh", k=400)
+    )  # to be learnt by heart, never to be understood
     (folder / "noise.txt").write_text(noise)
     prepare("noise_char", ["noise.txt"])
     settings = {"dataset": "noise_char", "block_size": 16, "max_steps": 200, "eval_interval": 10}
@@ -314,16 +376,22 @@ def test_without_a_better_loss_the_patience_ends(folder, tiny, capsys):
     assert result["finished"] and len(result["val_losses"]) == best + 4 < 21
     assert "3 evaluations without a better loss" in capsys.readouterr().out
     resumed = train(tiny(**settings, patience=5, resume=True))  # more patience: it goes on
-    assert resumed["val_losses"][:-2] == result["val_losses"] and len(resumed["steps"]) == len(result["steps"]) + 20
+    assert (
+        resumed["val_losses"][:-2] == result["val_losses"]
+        and len(resumed["steps"]) == len(result["steps"]) + 20
+    )
 
 
 @pytest.mark.parametrize(
-    "interval, steps", [("5", [0, 4, 5, 8, 10, 12]), ("0", [0, 4, 8, 12]), ("0.00001min", [*range(13)])]
+    "interval, steps",
+    [("5", [0, 4, 5, 8, 10, 12]), ("0", [0, 4, 8, 12]), ("0.00001min", [*range(13)])],
 )
 def test_saves_between_evaluations(dataset, interval, steps, monkeypatch):
     saved = []
     save = loop.Run.save
-    monkeypatch.setattr(loop.Run, "save", lambda run, better: (saved.append(run.step), save(run, better)))
+    monkeypatch.setattr(
+        loop.Run, "save", lambda run, better: (saved.append(run.step), save(run, better))
+    )
     (dataset / "none.py").write_text("")
     assert loop.main(["none.py", *arguments(save_interval=interval)]) == 0
     assert saved == steps
@@ -332,7 +400,10 @@ def test_saves_between_evaluations(dataset, interval, steps, monkeypatch):
 def test_another_schedule_is_pointed_out_on_resume(dataset, tiny, capsys):
     train(tiny())
     (dataset / "none.py").write_text("")
-    assert loop.main(["none.py", "--run_name=tiny", "--resume", "--max_steps=14", "--eval_interval=7"]) == 0
+    assert (
+        loop.main(["none.py", "--run_name=tiny", "--resume", "--max_steps=14", "--eval_interval=7"])
+        == 0
+    )
     output = capsys.readouterr().out
     assert "changed schedule: max_steps=14 (it was 12)" in output and "eval_interval" not in output
 
@@ -340,18 +411,30 @@ def test_another_schedule_is_pointed_out_on_resume(dataset, tiny, capsys):
 # fine-tuning
 
 
-def test_fine_tuning_starts_from_the_weights_and_architecture_of_a_checkpoint(dataset, tiny, capsys):
+def test_fine_tuning_starts_from_the_weights_and_architecture_of_a_checkpoint(
+    dataset, tiny, capsys
+):
     before = train(tiny(max_steps=60, run_name="first"))
     (dataset / "tuned.py").write_text("n_layers = 5\non_cpu = dict(n_heads=8)\n")
-    settings = [argument for argument in arguments(run_name="tuned") if argument.split("=")[0] not in ARCHITECTURE]
+    settings = [
+        argument
+        for argument in arguments(run_name="tuned")
+        if argument.split("=")[0] not in ARCHITECTURE
+    ]
     assert loop.main(["tuned.py", *settings, "--init_from=out/first_best.pt"]) == 0
     rows = read_metrics("out/tuned_metrics.jsonl")
     assert rows[0]["val/loss"] == pytest.approx(before["best_val_loss"], abs=1e-6)
     config = checkpoint.load("out/tuned_last.pt")["config"]
-    assert (config["n_layers"], config["n_heads"], config["init_from"]) == (2, 2, "out/first_best.pt")
+    assert (config["n_layers"], config["n_heads"], config["init_from"]) == (
+        2,
+        2,
+        "out/first_best.pt",
+    )
     assert loop.main(["tuned.py", *settings, "--init_from=out/first_best.pt", "--n_layers=2"]) == 2
     assert "leave out n_layers" in capsys.readouterr().err
-    assert loop.main(["tuned.py", *settings, "--resume", "--max_steps=13"]) == 0  # goes on, and not anew from the first
+    assert (
+        loop.main(["tuned.py", *settings, "--resume", "--max_steps=13"]) == 0
+    )  # goes on, and not anew from the first
     assert same_steps("out/tuned_metrics.jsonl", 13)
 
 
@@ -381,9 +464,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(dataset, tiny, mon
     assert all(tensor.isfinite().all() for tensor in weights("out/tiny_last.pt").values())
 
 
-def test_after_a_run_that_failed_the_next_one_is_a_run_of_its_own_in_wandb(dataset, tiny, monkeypatch):
+def test_after_a_run_that_failed_the_next_one_is_a_run_of_its_own_in_wandb(
+    dataset, tiny, monkeypatch
+):
     with monkeypatch.context() as patch, pytest.raises(UserError):
-        patch.setattr(loop, "optimizer_step", lambda *args: (torch.tensor(math.nan), torch.tensor(1.0)))
+        patch.setattr(
+            loop, "optimizer_step", lambda *args: (torch.tensor(math.nan), torch.tensor(1.0))
+        )
         train(tiny(wandb_mode="offline", out_dir="failed"))
     train(tiny(wandb_mode="offline", out_dir="next"))
     assert set(sent_to_wandb(dataset / "next")["step"]) == set(range(13))
@@ -392,12 +479,16 @@ def test_after_a_run_that_failed_the_next_one_is_a_run_of_its_own_in_wandb(datas
 def test_every_step_has_a_time_of_its_own(dataset, tiny):
     train(tiny(log_interval=100, eval_interval=100))
     seconds = [row["seconds"] for row in read_metrics("out/tiny_metrics.jsonl")]
-    assert seconds == sorted(seconds) and len(set(seconds)) >= 10  # milliseconds: two steps may share one
+    assert (
+        seconds == sorted(seconds) and len(set(seconds)) >= 10
+    )  # milliseconds: two steps may share one
 
 
 def test_weights_that_get_worse_are_not_the_best_of_what_they_started_from(dataset, tiny):
     before = train(tiny(max_steps=60))["best_val_loss"]
-    result = train(tiny(run_name="worse", init_from="out/tiny_best.pt", learning_rate=3.0, warmup_steps=0))
+    result = train(
+        tiny(run_name="worse", init_from="out/tiny_best.pt", learning_rate=3.0, warmup_steps=0)
+    )
     assert min(result["val_losses"][1:]) > before + 0.1
     assert result["best_val_loss"] == pytest.approx(before, abs=1e-6)
     assert same(weights("out/worse_best.pt"), weights("out/tiny_best.pt"))
@@ -431,12 +522,19 @@ def test_other_settings_train_too(dataset, tiny, kind):
 def test_compiled_blocks_learn_the_same(dataset):
     (dataset / "tiny.py").write_text("")
     losses = []
-    for compiled in ("true", "false"):  # a process of its own: compiling imports what other tests may have altered
-        settings = arguments(run_name=compiled, compile=compiled, max_steps=6, eval_interval=3, sample_interval=3)
+    for compiled in (
+        "true",
+        "false",
+    ):  # a process of its own: compiling imports what other tests may have altered
+        settings = arguments(
+            run_name=compiled, compile=compiled, max_steps=6, eval_interval=3, sample_interval=3
+        )
         status, _, error = run("train.py", "tiny.py", *settings)
         assert status == 0, error
         rows = read_metrics(dataset / "out" / f"{compiled}_metrics.jsonl")
-        losses.append([row.get("train/loss", row.get("val/loss")) for row in rows if "sample" not in row])
+        losses.append(
+            [row.get("train/loss", row.get("val/loss")) for row in rows if "sample" not in row]
+        )
     assert len(losses[0]) == 9 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -454,7 +552,10 @@ def test_auto_does_without_a_compiler_that_fails(monkeypatch):
         raise RuntimeError("no compiler\nat all")
 
     cpu = torch.device("cpu")
-    assert pick_compile("auto", cpu, 1e9) == (False, "auto: takes longer to compile than it saves here")
+    assert pick_compile("auto", cpu, 1e9) == (
+        False,
+        "auto: takes longer to compile than it saves here",
+    )
     monkeypatch.setattr(torch, "compile", fail)
     assert pick_compile("auto", cpu, 1e15) == (False, "auto: can't compile here, no compiler")
     assert pick_compile(False, cpu, 1e15) == (False, "as set")
@@ -515,9 +616,18 @@ def test_weights_and_biases_gets_everything_and_a_resumed_run_goes_on_there(data
     assert set(sent["run"]) == {checkpoint.run_id(config.path("best.pt"))}
     assert sent["train/loss"] == [row["train/loss"] for row in rows if "train/loss" in row]
     assert set(sent["val/loss"]) >= {row["val/loss"] for row in rows if "val/loss" in row}
-    assert set(sent["step"]) == set(range(13)) and sent["tokens"][-1] == rows[-1]["tokens"] and sent["seconds"]
+    assert (
+        set(sent["step"]) == set(range(13))
+        and sent["tokens"][-1] == rows[-1]["tokens"]
+        and sent["seconds"]
+    )
     assert 1 < min(sent["train/tokens_per_second"]) <= max(sent["train/tokens_per_second"]) < 1e6
-    assert sent["samples/nrows"] == [1, 2, 2, 3]  # at step 5 and the end; the one of step 5, at step 10 and the end
+    assert sent["samples/nrows"] == [
+        1,
+        2,
+        2,
+        3,
+    ]  # at step 5 and the end; the one of step 5, at step 10 and the end
     assert sent["curves/_type"] == ["image-file"] * 2
     assert sent["config learning_rate"][0] == config.learning_rate
     assert sent["artifact"].count(f"{sent['run'][0]}-best") == 2

@@ -5,8 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
-from cli import UserError
-from data import download
+from common import download
+from common.errors import UserError
 
 URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 SHA256 = {
@@ -24,7 +24,9 @@ def location(cache: Path, name: str) -> Path:
 def read(cache: Path) -> tuple[dict[str, int], list[str]]:
     """GPT-2's tokens with their ids, and its merges in their order, as "left right"; bytes as printable characters."""
     vocab = json.loads(location(cache, "encoder.json").read_text(encoding="utf-8"))
-    _, *merges = location(cache, "vocab.bpe").read_text(encoding="utf-8").splitlines()  # after a line with its version
+    _, *merges = (
+        location(cache, "vocab.bpe").read_text(encoding="utf-8").splitlines()
+    )  # after a line with its version
     return vocab, merges
 
 

@@ -10,8 +10,9 @@ from types import ModuleType
 
 import torch
 
-import checkpoint
-from cli import UserError
+from common import checkpoint
+from common.checkpoint import SavedModel
+from common.errors import UserError
 from model import GPT, GPTConfig
 
 GPT2 = {
@@ -64,7 +65,9 @@ def their_names(name: str, table: dict[str, str]) -> list[str]:
 
 def turned(name: str, weight: torch.Tensor, table: dict[str, str]) -> torch.Tensor:
     """Ours as theirs, or theirs as ours: GPT-2 keeps the matrices of its blocks transposed (Conv1D)."""
-    return weight.T if table is GPT2 and name.startswith("blocks.") and weight.dim() == 2 else weight
+    return (
+        weight.T if table is GPT2 and name.startswith("blocks.") and weight.dim() == 2 else weight
+    )
 
 
 def to_theirs(model: GPT, table: dict[str, str]) -> dict[str, torch.Tensor]:
@@ -73,12 +76,14 @@ def to_theirs(model: GPT, table: dict[str, str]) -> dict[str, torch.Tensor]:
     for name, parameter in model.named_parameters():
         names = their_names(name, table)
         for theirs, part in zip(names, turned(name, parameter.detach(), table).chunk(len(names))):
-            part = part.flatten() if part.dim() == 3 else part  # a gain of queries or keys, (1, 1, D)
+            part = (
+                part.flatten() if part.dim() == 3 else part
+            )  # a gain of queries or keys, (1, 1, D)
             weights[theirs] = part.clone(memory_format=torch.contiguous_format)
     return weights
 
 
-def load(path: str) -> dict:
+def load(path: str) -> SavedModel:
     """What checkpoint.load gives; of GPT-2, a folder or a name among PUBLISHED, its model, config and tokenizer.
 
     Raises UserError.
@@ -95,23 +100,29 @@ def download(name: str) -> Path:
     hub = package("huggingface_hub")
     try:
         return Path(
-            hub.snapshot_download(f"openai-community/{name}", allow_patterns=["config.json", "model.safetensors"])
+            hub.snapshot_download(
+                f"openai-community/{name}", allow_patterns=["config.json", "model.safetensors"]
+            )
         )
-    except Exception as error:  # no network, no space, a server in trouble: each in a way of its own
+    except (
+        Exception
+    ) as error:  # no network, no space, a server in trouble: each in a way of its own
         raise UserError(
             f"can't download {name} from huggingface.co ({type(error).__name__});"
             " a folder with its config.json and model.safetensors does as well"
         ) from None
 
 
-def load_gpt2(folder: Path) -> dict:
+def load_gpt2(folder: Path) -> SavedModel:
     """Model, config and tokenizer of GPT-2 as transformers saves it, as in a checkpoint. Raises UserError."""
     torch_files = package("safetensors.torch")
     try:
         theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         for name, wanted in GPT2_FIXED.items():
             if (value := theirs.get(name, None if name == "model_type" else wanted)) != wanted:
-                raise UserError(f"{folder} has {name} {value!r}; only GPT-2's {wanted!r} can be read")
+                raise UserError(
+                    f"{folder} has {name} {value!r}; only GPT-2's {wanted!r} can be read"
+                )
         sizes = {ours: theirs[name] for ours, name in GPT2_SIZES.items() if ours != "d_ff"}
         config = GPTConfig(
             **sizes, **GPT2_ARCHITECTURE, d_ff=theirs.get("n_inner"), bias=True,
@@ -124,15 +135,22 @@ def load_gpt2(folder: Path) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{folder / 'config.json'} does not describe a GPT-2: {error}") from None
     if config.vocab_size != 50257:
-        raise UserError(f"{folder} has a vocabulary of {config.vocab_size} tokens, not the 50257 of GPT-2")
+        raise UserError(
+            f"{folder} has a vocabulary of {config.vocab_size} tokens, not the 50257 of GPT-2"
+        )
     path = folder / "model.safetensors"
     try:
-        saved = {name.removeprefix("transformer."): weight for name, weight in torch_files.load_file(path).items()}
+        saved = {
+            name.removeprefix("transformer."): weight
+            for name, weight in torch_files.load_file(path).items()
+        }
     except Exception as error:  # a missing, foreign or damaged file can fail in any way
         raise UserError(f"can't read {path}: {str(error).splitlines()[0]}") from None
     weights, read = {}, set()
     for name, empty in model.state_dict().items():
-        source = "token_embedding.weight" if name == "head.weight" and config.tie_embeddings else name
+        source = (
+            "token_embedding.weight" if name == "head.weight" and config.tie_embeddings else name
+        )
         [theirs] = their_names(source, GPT2)
         weight = saved.get(theirs.removeprefix("transformer."))
         if weight is None:
@@ -140,8 +158,16 @@ def load_gpt2(folder: Path) -> dict:
         read.add(theirs.removeprefix("transformer."))
         weights[name] = turned(name, weight.float(), GPT2)
         if weights[name].shape != empty.shape:
-            raise UserError(f"{path} has another shape of {theirs} than config.json says: {tuple(weight.shape)}")
-    constants = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # the causal mask; the tied head, once more
+            raise UserError(
+                f"{path} has another shape of {theirs} than config.json says: {tuple(weight.shape)}"
+            )
+    constants = (
+        ".attn.bias",
+        ".attn.masked_bias",
+        "lm_head.weight",
+    )  # the causal mask; the tied head, once more
     if surplus := sorted(name for name in saved.keys() - read if not name.endswith(constants)):
-        raise UserError(f"{path} has weights that config.json says nothing of, such as {surplus[0]}")
-    return {"model": weights, "config": vars(config), "tokenizer": {"kind": "bpe"}}
+        raise UserError(
+            f"{path} has weights that config.json says nothing of, such as {surplus[0]}"
+        )
+    return SavedModel(weights, vars(config), {"kind": "bpe"})

@@ -2,10 +2,12 @@
 
 import codecs
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-from cli import UserError
+from common.errors import UserError
 
 PIECE = 1 << 20  # bytes that are read at once
 
@@ -44,7 +46,9 @@ def read_pieces(path: Path) -> Iterator[str]:
                 text = piece.decode("utf-8")
             except UnicodeDecodeError as error:
                 where = f"byte {offset + error.start:,} is {piece[error.start]:#04x}"
-                raise UserError(f"{path} is not UTF-8 text: {where}; with another encoding, convert it first") from None
+                raise UserError(
+                    f"{path} is not UTF-8 text: {where}; with another encoding, convert it first"
+                ) from None
             yield text
             offset += len(piece)
 
@@ -57,15 +61,55 @@ def cut(blocks: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for block in blocks:
         piece = rest + block
-        end = piece.rfind(b"\n")  # no token of GPT-2's joins the end of a word to the new line after it
-        while end > 0 and piece[max(0, end - 4) : end].decode("utf-8", "ignore")[-1:].strip() == "":  # white space
+        end = piece.rfind(
+            b"\n"
+        )  # no token of GPT-2's joins the end of a word to the new line after it
+        while (
+            end > 0 and piece[max(0, end - 4) : end].decode("utf-8", "ignore")[-1:].strip() == ""
+        ):  # white space
             end = piece.rfind(b"\n", 0, end)
         if end <= 0:
             end = len(piece) - 1
-            while end > max(0, len(piece) - 4) and piece[end] & 0xC0 == 0x80:  # a character has 4 bytes at most
+            while (
+                end > max(0, len(piece) - 4) and piece[end] & 0xC0 == 0x80
+            ):  # a character has 4 bytes at most
                 end -= 1
         if end:
             yield piece[:end]
         rest = piece[end:]
     if rest:
         yield rest
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, line ends and all, without a byte order mark. Raises UserError."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from None
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls write(file) on a temporary file, then renames it to path once it is on the disk.
+
+    Creates the folder. If anything fails, path is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself must reach the disk too
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)

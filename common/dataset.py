@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-import tokenizer as tokenizers
-from cli import UserError
+from common import tokenizer as tokenizers
+from common.errors import UserError
 
 DATA_DIR = Path("data")
 SPLITS = ("train", "val")
@@ -52,8 +52,12 @@ def load_dataset(name: str) -> Dataset:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         tokenizer = tokenizers.from_dict(meta["tokenizer"])
-        counts = [meta[split][unit] for split in SPLITS for unit in ("tokens", "characters", "bytes")]
-        if not all(type(count) is int and 0 < count < 2**63 for count in counts) or not isinstance(meta["sha256"], str):
+        counts = [
+            meta[split][unit] for split in SPLITS for unit in ("tokens", "characters", "bytes")
+        ]
+        if not all(type(count) is int and 0 < count < 2**63 for count in counts) or not isinstance(
+            meta["sha256"], str
+        ):
             raise ValueError("its counts are wrong")
         if min(meta[split]["tokens"] for split in SPLITS) < 2:
             raise ValueError("a split has a single token")
@@ -63,8 +67,12 @@ def load_dataset(name: str) -> Dataset:
     for split in SPLITS:
         path = folder / f"{split}.bin"
         if not path.exists() or path.stat().st_size != 2 * meta[split]["tokens"]:
-            raise UserError(f"{path} does not have the {meta[split]['tokens']:,} tokens of meta.json; {again}")
+            raise UserError(
+                f"{path} does not have the {meta[split]['tokens']:,} tokens of meta.json; {again}"
+            )
         splits[split] = np.memmap(path, dtype="<u2", mode="r")
         if (largest := splits[split].max()) >= tokenizer.vocab_size:
-            raise UserError(f"{path} has the id {largest}, past the vocabulary of {tokenizer.vocab_size}; {again}")
+            raise UserError(
+                f"{path} has the id {largest}, past the vocabulary of {tokenizer.vocab_size}; {again}"
+            )
     return Dataset(name, tokenizer, meta, **splits)

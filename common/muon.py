@@ -10,7 +10,7 @@ from itertools import groupby
 
 import torch
 
-from device import has_bfloat16
+from common.device import has_bfloat16
 
 # Of a quintic a x + b x^3 + c x^5 that takes any singular value between 0 and 1 to about 1 in STEPS steps.
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -39,9 +39,13 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            for shape, alike in groupby(sorted(group["params"], key=lambda p: p.shape), key=lambda p: p.shape):
+            for shape, alike in groupby(
+                sorted(group["params"], key=lambda p: p.shape), key=lambda p: p.shape
+            ):
                 parameters = list(alike)
-                updates = torch.stack([self.update(parameter, group["momentum"]) for parameter in parameters])
+                updates = torch.stack(
+                    [self.update(parameter, group["momentum"]) for parameter in parameters]
+                )
                 scale = -group["lr"] * 0.2 * math.sqrt(max(shape))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, orthogonalize(updates).unbind(), alpha=scale)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-import distributed
-from cli import UserError
+from common import distributed
+from common.errors import UserError
 
 
 class Diverged(UserError):
@@ -34,7 +34,9 @@ def read_metrics(path: str | Path) -> list[dict]:
                 try:
                     row = json.loads(line)
                     numbers = [value for name, value in row.items() if name != "sample"]
-                    if type(row["step"]) is not int or not all(abs(value) < 2**63 for value in numbers):
+                    if type(row["step"]) is not int or not all(
+                        abs(value) < 2**63 for value in numbers
+                    ):
                         raise ValueError("not a step, or a value that nobody measured")
                     if type(row.get("sample", "")) is not str:
                         raise ValueError("a sample is text")
@@ -42,7 +44,9 @@ def read_metrics(path: str | Path) -> list[dict]:
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     broken = number
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read {path}: {getattr(error, 'strerror', 'it is not text')}") from None
+        raise UserError(
+            f"can't read {path}: {getattr(error, 'strerror', 'it is not text')}"
+        ) from None
     if broken and (broken < number or not rows):
         raise UserError(f"{path} is no metrics file: see line {broken}")
     return rows
@@ -62,7 +66,11 @@ class Metrics:
         """
         self.file, self.wandb, self.seconds, self.samples = None, None, 0.0, []
         if distributed.rank() == 0:
-            kept = [row for row in read_metrics(path) if row["step"] < start] if start and path.exists() else []
+            kept = (
+                [row for row in read_metrics(path) if row["step"] < start]
+                if start and path.exists()
+                else []
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(path.name + ".tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -96,8 +104,14 @@ class Metrics:
             return {}
         steps, seconds, lrs, losses, grad_norms = zip(*self.pending)
         losses = distributed.total(torch.stack(losses).tolist())
-        for step, at, lr, loss, grad_norm in zip(steps, seconds, lrs, losses, torch.stack(grad_norms).tolist()):
-            row = {"train/loss": loss / distributed.world_size(), "train/lr": lr, "train/grad_norm": grad_norm}
+        for step, at, lr, loss, grad_norm in zip(
+            steps, seconds, lrs, losses, torch.stack(grad_norms).tolist()
+        ):
+            row = {
+                "train/loss": loss / distributed.world_size(),
+                "train/lr": lr,
+                "train/grad_norm": grad_norm,
+            }
             if not math.isfinite(row["train/grad_norm"]) and self.overflows:
                 del row["train/grad_norm"]
             self.write(step, row, at)
@@ -118,14 +132,21 @@ class Metrics:
 
     def keep(self, step: int, values: dict, seconds: float) -> dict:
         """Writes a line into the file, and returns it."""
-        row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(seconds, 3), **values}
+        row = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "seconds": round(seconds, 3),
+            **values,
+        }
         if self.file:
             self.file.write(json.dumps(row) + "\n")
         return row
 
     def speed(self, step: int, tokens_per_second: float) -> None:
         """For Weights & Biases alone: the file has what a run and its repetition share."""
-        self.tell_wandb(lambda: self.wandb.log({"step": step, "train/tokens_per_second": tokens_per_second}))
+        self.tell_wandb(
+            lambda: self.wandb.log({"step": step, "train/tokens_per_second": tokens_per_second})
+        )
 
     def sample(self, step: int, text: str) -> None:
         """Writes a text that the model made; in Weights & Biases they are a table."""
@@ -135,7 +156,9 @@ class Metrics:
         def tell():
             import wandb
 
-            self.wandb.log({"step": step, "samples": wandb.Table(columns=["step", "text"], data=self.samples)})
+            self.wandb.log(
+                {"step": step, "samples": wandb.Table(columns=["step", "text"], data=self.samples)}
+            )
 
         self.tell_wandb(tell)
 
@@ -202,13 +225,17 @@ def start_wandb(config, run_id: str):
             id=run_id,
             resume="allow",
             mode=mode,
-            dir=os.path.abspath(config.out_dir),  # its service keeps the folder that it was started in
+            dir=os.path.abspath(
+                config.out_dir
+            ),  # its service keeps the folder that it was started in
             settings=wandb.Settings(init_timeout=30, silent=True),
         )
         run.define_metric("*", step_metric="step")
         return run
     except ImportError:
         print("Weights & Biases is off: it is not installed (pip install wandb)")
-    except Exception as error:  # the network, the account, the service: nothing that should cost a run
+    except (
+        Exception
+    ) as error:  # the network, the account, the service: nothing that should cost a run
         print(f"Weights & Biases is off: {first_line(error)}")
     return None

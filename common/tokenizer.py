@@ -77,7 +77,11 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._codes[np.asarray(ids, dtype=np.int64)].tobytes().decode("utf-32-le", "surrogatepass")
+        return (
+            self._codes[np.asarray(ids, dtype=np.int64)]
+            .tobytes()
+            .decode("utf-32-le", "surrogatepass")
+        )
 
     def stream_decoder(self) -> Callable[[Sequence[int]], str]:
         """A function from the next ids to the text that they complete."""
@@ -126,13 +130,15 @@ class BPETokenizer(ByteTokenizer):
     def __init__(self):
         import tiktoken  # here: characters and bytes do without
 
-        from data import gpt2_bpe
+        from common import gpt2_bpe
 
         os.environ["TIKTOKEN_CACHE_DIR"] = str(gpt2_bpe.fetch(Path("data/downloads")))
         self._encoding = tiktoken.get_encoding("gpt2")
         self.vocab_size = self._encoding.n_vocab
         self.start_id = self._encoding.eot_token
-        self.separator = np.array([self._encoding.eot_token], dtype=np.uint32)  # the end-of-text token
+        self.separator = np.array(
+            [self._encoding.eot_token], dtype=np.uint32
+        )  # the end-of-text token
 
     def encode(self, text: str) -> np.ndarray:
         """ids (uint32) of a text; "<|endoftext|>" in it is text like any other. Several threads may call this at once."""
@@ -164,6 +170,16 @@ def difference(one: Tokenizer, other: Tokenizer) -> str | None:
         return f"its tokens are those of {one.kind}, not of {other.kind}"
     if one.to_dict() == other.to_dict():
         return None
-    lacking, spare = (sorted(set(a.characters) - set(b.characters)) for a, b in ((other, one), (one, other)))
-    shown = [f"{what} {''.join(found)!r}" for what, found in (("lacks", lacking), ("alone has", spare)) if found]
-    return f"of their characters its tokenizer {' and '.join(shown)}" if shown else "their characters' ids differ"
+    lacking, spare = (
+        sorted(set(a.characters) - set(b.characters)) for a, b in ((other, one), (one, other))
+    )
+    shown = [
+        f"{what} {''.join(found)!r}"
+        for what, found in (("lacks", lacking), ("alone has", spare))
+        if found
+    ]
+    return (
+        f"of their characters its tokenizer {' and '.join(shown)}"
+        if shown
+        else "their characters' ids differ"
+    )

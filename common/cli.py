@@ -8,18 +8,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-
-class UserError(Exception):
-    """Something that the person at the keyboard can put right: the message says what is wrong and what to do.
-
-    status: the command's exit status, 2 for a wrong command line or config, 1 for anything else.
-    """
-
-    def __init__(self, message: str, status: int = 1):
-        super().__init__(message)
-        self.status = status
+from common.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,7 +28,9 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a terminal that can't show a character is no reason to stop
+            if hasattr(
+                stream, "reconfigure"
+            ):  # a terminal that can't show a character is no reason to stop
                 stream.reconfigure(errors="replace")
         try:
             main(sys.argv[1:] if argv is None else argv)
@@ -47,13 +39,22 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
         except BrokenPipeError:  # `python sample.py | head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except OSError as error:  # a full disk, a folder that can't be written, a file that went away
+        except (
+            OSError
+        ) as error:  # a full disk, a folder that can't be written, a file that went away
             where = f": {error.filename}" if error.filename else ""
             return fail(f"{error.strerror or error}{where}")
-        except (MemoryError, RuntimeError) as error:  # torch reports a full memory as a RuntimeError
-            if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+        except (
+            MemoryError,
+            RuntimeError,
+        ) as error:  # torch reports a full memory as a RuntimeError
+            if isinstance(error, RuntimeError) and not re.search(
+                "out of memory|allocate memory", str(error)
+            ):
                 raise
-            return fail(f"not enough memory: less at once (train.py: micro_batch_size) or a smaller model ({error})")
+            return fail(
+                f"not enough memory: less at once (train.py: micro_batch_size) or a smaller model ({error})"
+            )
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             return 130
@@ -71,13 +72,3 @@ def fail(message: object, status: int = 1) -> int:
 def quote(argument: str) -> str:
     """The argument as a person would have to type it in a command line of this system."""
     return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
-
-
-def read_text(path: str) -> str:
-    """The text of a UTF-8 file, line ends and all, without a byte order mark. Raises UserError."""
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None

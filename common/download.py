@@ -17,13 +17,15 @@ from tqdm import tqdm
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from cli import UserError
+from common.errors import UserError
 
 RETRIES = 4
 PAUSE = 1.0  # seconds; each retry waits twice as long as the one before
 LONGEST_PAUSE = 60  # seconds, whatever a server asks for
 TIMEOUT = (10, 30)  # seconds: to connect, and without a byte
-INDEX_TIMEOUT = 5  # seconds; the package index is the last resort, and no network at all must soon show
+INDEX_TIMEOUT = (
+    5  # seconds; the package index is the last resort, and no network at all must soon show
+)
 
 
 class _Retry(Retry):
@@ -42,7 +44,12 @@ def retry_after(response: requests.Response) -> float:
 
 def session(retries: int = RETRIES) -> requests.Session:
     """Requests that try again, with growing pauses, where there is no connection or the server is busy."""
-    policy = _Retry(retries, backoff_factor=PAUSE, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
+    policy = _Retry(
+        retries,
+        backoff_factor=PAUSE,
+        status_forcelist=(429, 500, 502, 503, 504),
+        raise_on_status=False,
+    )
     web = requests.Session()
     for scheme in ("http://", "https://"):
         web.mount(scheme, HTTPAdapter(max_retries=policy))
@@ -89,13 +96,17 @@ def fetch(
     try:
         with session(retries) as web:
             for attempt in range(retries + 1):
-                if not sha256:  # the server's file may have changed: nothing would show the parts to be of two
+                if (
+                    not sha256
+                ):  # the server's file may have changed: nothing would show the parts to be of two
                     part.unlink(missing_ok=True)
                 if _download(web, url, part, timeout):
                     break
                 time.sleep(PAUSE * 2**attempt if attempt < retries else 0)
             else:
-                raise UserError(f"can't download {url} (the connection broke off {retries + 1} times): {by_hand}")
+                raise UserError(
+                    f"can't download {url} (the connection broke off {retries + 1} times): {by_hand}"
+                )
     except requests.RequestException as error:
         raise UserError(f"can't download {url} ({reason(error)}): {by_hand}") from None
     if sha256 and _sha256(part) != sha256:
@@ -108,7 +119,9 @@ def fetch(
 def _download(web: requests.Session, url: str, part: Path, timeout: tuple[float, float]) -> bool:
     """Gets what part lacks; whether part is whole now."""
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"}  # so that lengths and ranges are those of the file itself
+    headers = {
+        "Accept-Encoding": "identity"
+    }  # so that lengths and ranges are those of the file itself
     if have:
         headers["Range"] = f"bytes={have}-"
     with web.get(url, headers=headers, stream=True, timeout=timeout) as response:
@@ -122,7 +135,15 @@ def _download(web: requests.Session, url: str, part: Path, timeout: tuple[float,
         size = have + int(length) if length else None
         with (
             open(part, "ab" if have else "wb") as file,
-            tqdm(desc=part.stem, total=size, initial=have, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+            tqdm(
+                desc=part.stem,
+                total=size,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+                leave=False,
+            ) as bar,
         ):
             try:
                 for chunk in response.iter_content(1 << 16):
@@ -150,16 +171,26 @@ def fetch_wheel(name: str, version: str, folder: str | Path) -> Path:
         files = Path(temporary, "files")
         failure = "there is neither pip nor uv"
         for command in _index_commands(f"{name}=={version}", Path(temporary), files):
-            environment = os.environ | {"UV_HTTP_TIMEOUT": str(INDEX_TIMEOUT), "UV_HTTP_RETRIES": "0"}
+            environment = os.environ | {
+                "UV_HTTP_TIMEOUT": str(INDEX_TIMEOUT),
+                "UV_HTTP_RETRIES": "0",
+            }
             done = subprocess.run(
-                command, check=False, capture_output=True, text=True, errors="replace", env=environment
+                command,
+                check=False,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=environment,
             )
             if done.returncode == 0:
                 for wheel in Path(temporary).glob("*.whl"):  # pip's; uv has unpacked its own
                     zipfile.ZipFile(wheel).extractall(files)
                 os.replace(files, target)
                 return target
-            failure = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].strip()
+            failure = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[
+                -1
+            ].strip()
     raise UserError(
         f"can't get the wheel {name} {version} from a package index ({failure}): try again with a connection, "
         f"or unpack the wheel to {target} by hand"
@@ -169,11 +200,19 @@ def fetch_wheel(name: str, version: str, folder: str | Path) -> Path:
 def _index_commands(requirement: str, folder: Path, files: Path) -> list[list[str]]:
     """What gets a wheel into folder (pip) or its files into files (uv), of those tools that are there."""
     pip = shutil.which("pip") or shutil.which("pip3")
-    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [pip] if pip else None
+    pip = (
+        [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [pip] if pip else None
+    )
     uv = shutil.which("uv")
     commands = []
     if pip:
-        patience = ["--timeout", str(INDEX_TIMEOUT), "--retries", "1", "--disable-pip-version-check"]
+        patience = [
+            "--timeout",
+            str(INDEX_TIMEOUT),
+            "--retries",
+            "1",
+            "--disable-pip-version-check",
+        ]
         wheel = ["--no-deps", "--only-binary=:all:", requirement, "-d", str(folder)]
         commands.append([*pip, "download", *patience, *wheel])
     if uv:

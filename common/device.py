@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from cli import UserError
+from common.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,7 +25,9 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device {name} can't be used here ({reason}); auto takes what there is", status=2) from None
+        raise UserError(
+            f"device {name} can't be used here ({reason}); auto takes what there is", status=2
+        ) from None
     return device, "as set"
 
 
@@ -55,7 +57,11 @@ def pick_weights_dtype(device: torch.device, streams: int) -> torch.dtype:
     """
     if device.type == "cuda":
         return pick_dtype("auto", device)[0]
-    return torch.bfloat16 if has_bfloat16(device) or (device.type == "cpu" and streams == 1) else torch.float32
+    return (
+        torch.bfloat16
+        if has_bfloat16(device) or (device.type == "cpu" and streams == 1)
+        else torch.float32
+    )
 
 
 def pick_compile(setting: bool | str, device: torch.device, operations: float) -> tuple[bool, str]:
@@ -67,7 +73,9 @@ def pick_compile(setting: bool | str, device: torch.device, operations: float) -
         return False, "auto: takes longer to compile than it saves here"
     try:
         torch.compile(torch.neg)(torch.ones(8, device=device))
-    except Exception as error:  # no compiler, one that does not work, a GPU too old: it fails in many ways
+    except (
+        Exception
+    ) as error:  # no compiler, one that does not work, a GPU too old: it fails in many ways
         reason = str(error).splitlines()[0]
         if setting is True:
             raise UserError(f"can't compile here, --compile=false does without: {reason}") from None

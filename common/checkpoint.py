@@ -1,0 +1,127 @@
+"""Checkpoints: what is in them, and how they are saved and loaded safely.
+
+A checkpoint file is the dict of a Checkpoint's fields: tensors and plain values only, nothing that
+could run code when it is loaded.
+"""
+
+import math
+import pickle
+import zipfile
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError
+from common.files import write_atomically
+from common.tokenizer import Tokenizer, from_dict
+from config import SETTINGS, Config, make_config
+from model import GPT
+
+
+@dataclass
+class SavedModel:
+    """All that sampling, evaluation and fine-tuning need. For GPT-2's weights there is no more."""
+
+    model: dict  # weights by name, float32; their moving average if the run keeps one
+    config: dict  # every setting of the run; for GPT-2, its architecture
+    tokenizer: dict  # from Tokenizer.to_dict()
+
+    def settings(self) -> Config:
+        """The settings of the run. Raises UserError if they don't fit this version of the code."""
+        known = {name: value for name, value in self.config.items() if name in SETTINGS}
+        try:
+            return replace(make_config(known), vocab_size=self.config["vocab_size"])
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the checkpoint's settings don't fit this version: {error}") from None
+
+    def build(self, device: torch.device) -> tuple[GPT, Tokenizer]:
+        """The model, ready for evaluation, and its tokenizer. Raises UserError."""
+        config = self.settings()
+        try:
+            model = GPT(config)
+            model.load_state_dict(self.model)
+            tokenizer = from_dict(self.tokenizer)
+            if tokenizer.vocab_size != config.vocab_size:
+                raise ValueError(
+                    f"a tokenizer with {tokenizer.vocab_size} tokens,"
+                    f" a model with {config.vocab_size}"
+                )
+        except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the checkpoint doesn't fit this version: {reason}") from None
+        return model.to(device).eval(), tokenizer
+
+
+@dataclass
+class Checkpoint(SavedModel):
+    """The whole state of a run."""
+
+    raw_model: dict  # the weights being trained if `model` is their moving average, else empty
+    optimizers: list  # their state_dicts
+    scaler: dict  # float16's loss scale; empty for other dtypes
+    step: int  # updates made
+    best_step: int
+    best_val_loss: float  # in nats per token; infinite before the first evaluation
+    dataset_fingerprint: str
+    run_id: str
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint; if that fails, the file that was there is unchanged. Raises UserError."""
+    try:
+        write_atomically(path, lambda file: torch.save(vars(checkpoint), file))
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        causes = [cause for cause in (error, error.__context__) if isinstance(cause, OSError)]
+        reason = (causes[0].strerror if causes else None) or str(error).splitlines()[0]
+        raise UserError(f"can't save {path} ({reason}); the previous file is unchanged") from None
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint onto the CPU, after verifying its checksums. Raises UserError."""
+    path = Path(path)
+    others = sorted(str(other) for other in path.parent.glob("*.pt") if other != path)
+    if not path.is_file():
+        hint = f"there is {', '.join(others)}" if others else "python train.py makes one"
+        raise UserError(f"there is no checkpoint {path}; {hint}")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not verify checksums
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign or damaged file can fail in many ways
+        pickled = isinstance(error, pickle.UnpicklingError)
+        reason = "it contains code" if pickled else type(error).__name__
+        hint = f"; there is also {', '.join(others)}" if others else ""
+        raise UserError(
+            f"{path} is not a checkpoint, or is truncated or corrupted ({reason}){hint}"
+        ) from None
+    names = {field.name: field.type for field in fields(Checkpoint)}
+    typed = isinstance(state, dict) and all(
+        isinstance(state.get(name), kind) for name, kind in names.items()
+    )
+    if not typed or state["step"] < 0 or math.isnan(state["best_val_loss"]):
+        raise UserError(f"{path} is not a checkpoint of train.py")
+    state = {name: state[name] for name in names}
+    state["model"], state["raw_model"] = map(split_qk_norm, (state["model"], state["raw_model"]))
+    return Checkpoint(**state)
+
+
+def split_qk_norm(weights: dict) -> dict:
+    """Weights as they are named now: the first versions had q_norm and k_norm in one parameter."""
+    names = {}
+    for name, weight in weights.items():
+        if name.endswith("attn.qk_norm.weight"):  # (2, 1, D)
+            for part, gain in zip("qk", weight.flatten(1)):
+                names[name.replace("qk_norm", f"{part}_norm")] = gain
+        else:
+            names[name] = weight
+    return names
+
+
+def run_id(path: Path) -> str | None:
+    """The id of the run that wrote a checkpoint; None if the file is not a checkpoint."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["run_id"]
+    except Exception:  # a foreign or damaged file can fail in many ways
+        return None

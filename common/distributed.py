@@ -1,0 +1,84 @@
+"""Several processes as one run, started by torchrun: ranks, and the few collectives we need.
+
+With a single process every function here does nothing, or returns its argument.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """This process's number among all processes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """The number of processes, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    """This process's number on its machine; its GPU has the same number."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the only one that writes files and prints."""
+    return rank() == 0
+
+
+def restart_count() -> int:
+    """How often torchrun has restarted this machine's processes after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def restarted() -> bool:
+    """Whether torchrun has restarted the processes of any machine: it counts on each one."""
+    return any_process(restart_count() > 0)[0]
+
+
+def mute_others() -> None:
+    """Lets only process 0 print; errors, on stderr, are shown by all."""
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Connects the processes while the block runs: NCCL between GPUs, gloo for CPU tensors."""
+    if world_size() == 1:
+        yield
+        return
+    store, *_ = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # the store survives a restart and still holds the old processes' addresses
+        store = dist.PrefixStore(f"start {restart_count()}", store)
+    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backends, store=store, rank=rank(), world_size=world_size())
+    yield
+    wait()  # with gloo, a process that exits early breaks the others' connections
+    dist.destroy_process_group()
+
+
+def total(numbers: list[float]) -> list[float]:
+    """The sum over all processes of each number, in float64. Every process has to call it."""
+    if world_size() == 1:
+        return numbers
+    tensor = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def any_process(*conditions: bool) -> list[bool]:
+    """For each condition, whether it holds in any process. Every process has to call it."""
+    return [number > 0 for number in total([float(condition) for condition in conditions])]
+
+
+def wait() -> None:
+    """Waits until every process gets here."""
+    total([0.0])
