@@ -1,6 +1,7 @@
-"""A GPT in one file: norm, attention, MLP, block, model, generation.
+"""A GPT in one file: norm, positions, attention, MLP, block, model, generation.
 
-Shapes: B sequences, T positions, C = d_model channels, H heads of D = C / H channels, V = vocab_size.
+Shapes: B sequences, T positions, C = d_model channels, H heads of D = C / H channels, V tokens in
+the vocabulary.
 """
 
 import math
@@ -38,16 +39,15 @@ class GPTConfig:
 
     def problems(self) -> list[str]:
         """Every reason why this config can't be built, one sentence each."""
-        found = [
-            f"{name} must be at least 1, not {value}"
-            for name in ("vocab_size", "block_size", "n_layers", "n_heads", "d_model", "d_ff")
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
+        found = []
+        for name in ("vocab_size", "block_size", "n_layers", "n_heads", "d_model", "d_ff"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"{name} must be at least 1, not {value}")
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                found.append(
-                    f"{name} must be {' or '.join(get_args(hint))}, not {getattr(self, name)!r}"
-                )
+            value, choices = getattr(self, name), get_args(hint)
+            if get_origin(hint) is Literal and value not in choices:
+                found.append(f"{name} must be {' or '.join(choices)}, not {value!r}")
         if not 0 <= self.dropout < 1:
             found.append(f"dropout must lie in [0, 1), not {self.dropout}")
         if not found and self.d_model % self.n_heads:
@@ -64,44 +64,49 @@ class GPTConfig:
     def mlp_width(self) -> int:
         if self.d_ff is not None:
             return self.d_ff
-        if (
-            self.mlp_type == "swiglu"
-        ):  # three matrices instead of two: 2/3 of the width, in multiples of 32
+        if self.mlp_type == "swiglu":  # three matrices, not two: 2/3 of the width, a multiple of 32
             return 32 * max(1, round(self.d_model * 8 / 3 / 32))
         return 4 * self.d_model
 
 
 def count_parameters(config: GPTConfig) -> int:
     """Number of parameters of GPT(config), by arithmetic alone."""
-    C, W, V = config.d_model, config.mlp_width, config.vocab_size
-    norm = {"rmsnorm": C, "layernorm": C * (1 + config.bias), "none": 0}[config.norm_type]
-    attention = 4 * C * C + 4 * C * config.bias + 2 * config.head_dim * config.qk_norm
-    up = W * (1 + (config.mlp_type == "swiglu"))
-    mlp = (C + config.bias) * up + W * C + C * config.bias
-    block = attention + mlp + 2 * norm
-    embeddings = V * C * (2 - config.tie_embeddings) + config.block_size * C * (
-        config.pos_type == "learned"
-    )
-    return embeddings + config.n_layers * block + norm * (config.norm_position == "pre")
+    C, W = config.d_model, config.mlp_width
+    bias = 1 if config.bias else 0
+    norm = {"rmsnorm": C, "layernorm": C + bias * C, "none": 0}[config.norm_type]
+
+    qkv = 3 * (C * C + bias * C)
+    out = C * C + bias * C
+    qk_norm = 2 * config.head_dim if config.qk_norm else 0
+    up = (2 if config.mlp_type == "swiglu" else 1) * (C * W + bias * W)
+    down = W * C + bias * C
+    block = norm + qkv + qk_norm + out + norm + up + down
+
+    tokens = config.vocab_size * C
+    positions = config.block_size * C if config.pos_type == "learned" else 0
+    head = 0 if config.tie_embeddings else tokens
+    final_norm = norm if config.norm_position == "pre" else 0
+    return tokens + positions + config.n_layers * block + final_norm + head
+
+
+# -------------------------------------------------------------------------------------------------
+# the parts of a block
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in float32, over the last dimension (Zhang and Sennrich, 2019, arXiv:1910.07467).
-
-    Written out, because the backward pass of F.rms_norm takes longer on a CPU; and so does that of a broadcast weight,
-    which is spread over the heads first.
+    """x / rms(x) * weight over the last dimension, in float32 (Zhang and Sennrich, 2019,
+    arXiv:1910.07467).
     """
 
-    def __init__(self, *shape: int, eps: float = 1e-6):
+    def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(shape))
+        self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
     def forward(self, x):
         h = x.float()
-        mean_square = torch.linalg.vecdot(h, h).unsqueeze(-1) / h.size(-1)
-        weight = self.weight.expand(x.shape[-self.weight.dim() :])
-        return (h * torch.rsqrt(mean_square + self.eps) * weight).type_as(x)
+        inverse_rms = torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        return (h * inverse_rms * self.weight).type_as(x)
 
 
 def build_norm(config: GPTConfig) -> nn.Module:
@@ -114,40 +119,40 @@ def build_norm(config: GPTConfig) -> nn.Module:
             return nn.Identity()
 
 
-def rope_tables(
-    block_size: int, head_dim: int, base: float = 10_000.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `rotate` takes, each (block_size, head_dim): cos and -sin, sin of position times frequency
-    (Su et al., 2021, arXiv:2104.09864)."""
+def rope_tables(block_size: int, head_dim: int, base: float = 10_000.0):
+    """cos and sin of every position's angles, each (block_size, D / 2) (Su et al., 2021,
+    arXiv:2104.09864)."""
     frequencies = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(block_size).float(), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
+    return angles.cos(), angles.sin()
 
 
 def rotate(x, cos, sin):
-    """Rotates channel i of x (B, T, 2, H, D) together with channel i + D/2 by its position's angle ("rotate-half").
+    """Rotates channels i and i + D/2 of x (B, H, T, D) as a pair, by its position's angle.
 
-    cos, sin: (T, 1, 1, D).
+    cos, sin: (T, D / 2).
     """
-    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
 
 
 def attend(q, k, v):
-    """softmax(q k^T / sqrt(D)) v, for the last T of the S positions in k and v; T is S or 1.
+    """Causal attention, softmax(q k^T / sqrt(D)) v.
 
-    q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
+    q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D). The T queries belong to the last of the S
+    positions; T is S, or 1 when generating with a cache.
     """
-    (B, _, T, D), S = q.shape, k.size(2)
-    if (
-        q.is_cpu and q.dtype == torch.bfloat16 and B * T > 1
-    ):  # PyTorch's kernel takes two to eight times as long there
-        mask = torch.full((T, S), -math.inf, dtype=q.dtype).triu(1 + S - T)
-        scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(D))
-        return (scores.softmax(-1) @ v.flatten(0, 1)).view_as(q)
-    return F.scaled_dot_product_attention(
-        q, k, v, is_causal=T > 1
-    )  # one new token may see all that is cached
+    if q.is_cpu and q.dtype == torch.bfloat16 and q.size(0) * q.size(2) > 1:
+        return attend_on_cpu_in_bfloat16(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1)
+
+
+def attend_on_cpu_in_bfloat16(q, k, v):
+    """The same by hand, for more than one query: PyTorch's kernel is 2 to 8 times slower there."""
+    T, S, D = q.size(2), k.size(2), q.size(3)
+    mask = torch.full((T, S), -math.inf, dtype=q.dtype).triu(1 + S - T)
+    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(D))
+    return (scores.softmax(-1) @ v.flatten(0, 1)).view_as(q)
 
 
 class KVCache:
@@ -159,10 +164,10 @@ class KVCache:
         shape = (config.n_layers, batch_size, config.n_heads, config.block_size, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0  # positions filled; GPT.forward moves it on when all layers are through
+        self.length = 0  # positions filled; GPT.forward advances it after the last layer
 
     def append(self, layer: int, k, v):
-        """Takes (B, H, T, D) of the newest positions, gives (B, H, length + T, D) of all."""
+        """Stores the newest positions (B, H, T, D); returns all of them (B, H, length + T, D)."""
         end = self.length + k.size(2)
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
@@ -172,31 +177,26 @@ class KVCache:
 class Attention(nn.Module):
     """Causal multi-head self-attention.
 
-    Dropout falls on the output only: on the attention weights it would cost a CPU four times the attention.
+    Dropout is applied to the output only: on the attention weights it would make attention four
+    times slower on a CPU.
     """
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer, self.n_heads, self.head_dim = layer, config.n_heads, config.head_dim
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias)
+        self.q_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
-        self.qk_norm = (
-            RMSNorm(2, 1, config.head_dim) if config.qk_norm else nn.Identity()
-        )  # of each head by itself
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
-        qk, v = self.qkv(x).view(B, T, 3, self.n_heads, self.head_dim).split((2, 1), dim=2)
-        qk = self.qk_norm(qk.float())
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # (B, H, T, D), in float32
         if rope is not None:
-            qk = rotate(qk, *rope)
-        q, k = qk.type_as(v).unbind(2)
-        q, k, v = (
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.squeeze(2).transpose(1, 2),
-        )  # each (B, H, T, D)
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k = q.type_as(v), k.type_as(v)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         y = attend(q, k, v).transpose(1, 2).reshape(B, T, C)
@@ -204,15 +204,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """up -> nonlinearity -> down, at each position by itself."""
+    """up -> nonlinearity -> down, applied at each position independently."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind = config.mlp_type
-        up = config.mlp_width * (
-            2 if self.kind == "swiglu" else 1
-        )  # swiglu: gate and value side by side
-        self.up = nn.Linear(config.d_model, up, bias=config.bias)
+        width = config.mlp_width * (2 if self.kind == "swiglu" else 1)  # swiglu: gate and value
+        self.up = nn.Linear(config.d_model, width, bias=config.bias)
         self.down = nn.Linear(config.mlp_width, config.d_model, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -222,7 +220,7 @@ class MLP(nn.Module):
             case "swiglu":  # Shazeer, 2020, arXiv:2002.05202
                 gate, value = h.chunk(2, dim=-1)
                 h = F.silu(gate) * value
-            case "gelu":  # the tanh form is GPT-2's
+            case "gelu":  # GPT-2's tanh approximation
                 h = F.gelu(h, approximate="tanh")
             case "relu2":  # So et al., 2021, arXiv:2109.08668
                 h = F.relu(h).square()
@@ -230,6 +228,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then the MLP; each adds to the residual stream x."""
+
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.pre_norm = config.norm_position == "pre"
@@ -242,6 +242,10 @@ class Block(nn.Module):
             return x + self.mlp(self.mlp_norm(x))
         x = self.attn_norm(x + self.attn(x, rope, cache))
         return self.mlp_norm(x + self.mlp(x))
+
+
+# -------------------------------------------------------------------------------------------------
+# the model
 
 
 class GPT(nn.Module):
@@ -269,55 +273,63 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """GPT-2's: normal(0.02), and 1/sqrt(2 n_layers) of it where a sublayer writes to the residual stream,
-        so that the stream's variance at the end does not depend on the depth."""
+        """GPT-2's: normal(0.02), scaled by 1/sqrt(2 n_layers) for the layers that write to the
+        residual stream, so that its variance at the end does not depend on the depth.
+
+        Norms keep the weights that their constructors gave them.
+        """
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if "norm." in name:
+                continue
+            elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif name.endswith("norm.weight"):
-                nn.init.ones_(parameter)
             elif name.endswith(("attn.out.weight", "mlp.down.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layers))
-            elif name.endswith(
-                ("embedding.weight", "attn.qkv.weight", "mlp.up.weight", "head.weight")
-            ):
+            elif name.endswith(("embedding.weight", "qkv.weight", "up.weight", "head.weight")):
                 nn.init.normal_(parameter, std=0.02)
             else:
                 raise ValueError(f"init_weights does not know the parameter {name}")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Each parameter exactly once, by its part: what an optimizer treats alike."""
+        """All parameters, grouped by how an optimizer treats them."""
         groups = {"matrices": [], "embeddings": [], "gains and biases": []}
         for name, parameter in self.named_parameters():
             if name.endswith(("embedding.weight", "head.weight")):
                 groups["embeddings"].append(parameter)
-            elif name.endswith(("norm.weight", "bias")):
+            elif "norm." in name or name.endswith("bias"):
                 groups["gains and biases"].append(parameter)
             else:
                 groups["matrices"].append(parameter)
         return groups
 
-    def forward(self, idx, cache: KVCache | None = None):
-        """Logits (B, T, V) of idx (B, T); with a cache, idx follows the positions that are in it.
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding.weight.device
 
-        A filled cache takes one token at a time; T > 1 starts an empty one.
+    def forward(self, idx, cache: KVCache | None = None):
+        """Logits (B, T, V) of idx (B, T); with a cache, idx continues the cached positions.
+
+        An empty cache takes any number of positions, a filled one takes one at a time.
         """
         start = cache.length if cache else 0
         end = start + idx.size(1)
         if end > self.config.block_size:
-            raise ValueError(f"{end} positions do not fit into block_size {self.config.block_size}")
+            raise ValueError(f"{end} positions exceed block_size {self.config.block_size}")
         x = self.token_embedding(idx)
         rope = None
         if self.config.pos_type == "learned":
             x = x + self.position_embedding.weight[start:end]
         elif self.config.pos_type == "rope":
-            rope = self.cos[start:end, None, None], self.sin[start:end, None, None]
+            rope = self.cos[start:end], self.sin[start:end]
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rope, cache)
         if cache:
             cache.length = end
         return self.head(self.final_norm(x))
+
+    # ---------------------------------------------------------------------------------------------
+    # generation
 
     @torch.inference_mode()
     def stream(
@@ -329,42 +341,65 @@ class GPT(nn.Module):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Goes on with idx (B, T), T >= 1, yielding the next token of every sequence, (B, 1), as it is drawn.
+        """Continues idx (B, T), T >= 1: yields the next token of every sequence, (B, 1), as it is
+        sampled.
 
-        When the window of block_size is full, its last half goes through the model again: the cost of a token
-        stays flat, and no token sees less than half a window.
+        When the context is full its last half is encoded again, so the cost per token stays
+        constant and every token sees at least half a context.
         """
         B, T = idx.shape
         block_size, dtype = self.config.block_size, self.token_embedding.weight.dtype
         tokens = torch.empty(B, T + max_new_tokens, dtype=idx.dtype, device=idx.device)
         tokens[:, :T] = idx
         cache = KVCache(self.config, B, idx.device, dtype)
-        start = max(0, T - block_size)  # of the tokens the model has not seen yet
+        start = max(0, T - block_size)  # first token that is not in the cache yet
         for end in range(T, T + max_new_tokens):
             if cache.length + end - start > block_size:
                 cache.length, start = 0, end - max(1, block_size // 2)
             logits = self(tokens[:, start:end], cache)[:, -1]
-            tokens[:, end] = choose(logits, temperature, top_k, top_p, generator)
+            tokens[:, end] = sample_token(logits, temperature, top_k, top_p, generator)
             start = end
             yield tokens[:, end : end + 1]
 
     def generate(self, idx, max_new_tokens: int, **sampling) -> torch.Tensor:
-        """idx (B, T) and max_new_tokens more, (B, T + max_new_tokens); `sampling` as in stream."""
+        """idx (B, T) with max_new_tokens more, (B, T + max_new_tokens); `sampling` as in stream."""
         return torch.cat([idx, *self.stream(idx, max_new_tokens, **sampling)], dim=1)
 
 
-def choose(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """Draws a token (B,) from logits (B, V). temperature 0, or nearly, takes the likeliest; top_k keeps the k likeliest;
-    top_p keeps the smallest set with at least that probability (Holtzman et al., 2020, arXiv:1904.09751)."""
+def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """Samples a token (B,) from logits (B, V).
+
+    temperature 0, or nearly 0, takes the most likely token; top_k keeps the k most likely ones;
+    top_p keeps the smallest set of at least that probability (Holtzman et al., 2020,
+    arXiv:1904.09751).
+    """
     if temperature < 1e-6:
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.size(-1):
-        likeliest, places = logits.topk(top_k)  # exactly k of them, whatever ties there are
-        logits = torch.full_like(logits, -math.inf).scatter(-1, places, likeliest)
+        values, indices = logits.topk(top_k)  # exactly k, even with ties
+        logits = torch.full_like(logits, -math.inf).scatter(-1, indices, values)
     if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        probs = ordered.softmax(-1)
-        outside = probs.cumsum(-1) - probs >= top_p  # the likeliest token always stays
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), -math.inf)
+        values, indices = logits.sort(descending=True)
+        probs = values.softmax(-1)
+        outside = probs.cumsum(-1) - probs >= top_p  # never the most likely token
+        logits = logits.masked_fill(outside.scatter(-1, indices, outside), -math.inf)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+def next_token_loss(logits, ids, reduction: str = "mean"):
+    """Cross-entropy in nats of each token of ids (B, T + 1) but the first, given logits (B, T, V).
+
+    reduction: "mean" or "sum" over all tokens, or "none" for a loss (B, T) of each.
+    """
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction=reduction
+    )
+    return losses.view(ids.size(0), -1) if reduction == "none" else losses
+
+
+def flops_per_token(config: GPTConfig) -> float:
+    """Floating-point operations to train on one token: 6 per parameter, and those of attention
+    (Kaplan et al., 2020, arXiv:2001.08361)."""
+    attention = 12 * config.n_layers * config.d_model * config.block_size
+    return 6.0 * count_parameters(config) + attention

@@ -68,7 +68,7 @@ class Checkpoint(SavedModel):
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint; if that fails, the file that was there is unchanged. Raises UserError."""
+    """Writes a checkpoint; if that fails, the previous file is unchanged. Raises UserError."""
     try:
         write_atomically(path, lambda file: torch.save(vars(checkpoint), file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError

@@ -1,4 +1,4 @@
-"""What every command shares: one clear line for what its user can mend, and an exit status."""
+"""What all commands share: exit statuses, and one-line messages for errors the user can fix."""
 
 import argparse
 import functools
@@ -13,62 +13,57 @@ from common.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that takes no abbreviations and says what is wrong in one line."""
+    """An ArgumentParser without abbreviations, whose errors are one line."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str):
-        raise UserError(f"{message} (python {self.prog} --help lists everything)", status=2)
+        raise UserError(f"{message} (see python {self.prog} --help)", status=2)
 
 
-def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
-    """Turns main(argv) into a command that returns its exit status: no traceback for what a user can mend."""
+def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
+    """Turns main(argv) into a command that returns an exit status.
+
+    Errors that the user can fix are shown in one line; others keep their traceback.
+    """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(
-                stream, "reconfigure"
-            ):  # a terminal that can't show a character is no reason to stop
+            if hasattr(stream, "reconfigure"):  # print "?" for what the terminal can't show
                 stream.reconfigure(errors="replace")
         try:
-            main(sys.argv[1:] if argv is None else argv)
+            return main(sys.argv[1:] if argv is None else argv) or 0
         except UserError as error:
             return fail(error, error.status)
-        except BrokenPipeError:  # `python sample.py | head`: nobody reads on
+        except BrokenPipeError:  # `python sample.py | head`: the reader has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except (
             OSError
-        ) as error:  # a full disk, a folder that can't be written, a file that went away
+        ) as error:  # a full disk, a folder that can't be written, a file that vanished
             where = f": {error.filename}" if error.filename else ""
             return fail(f"{error.strerror or error}{where}")
-        except (
-            MemoryError,
-            RuntimeError,
-        ) as error:  # torch reports a full memory as a RuntimeError
-            if isinstance(error, RuntimeError) and not re.search(
-                "out of memory|allocate memory", str(error)
-            ):
+        except (MemoryError, RuntimeError) as error:  # torch's out of memory is a RuntimeError
+            full = re.search("out of memory|allocate memory", str(error))
+            if isinstance(error, RuntimeError) and not full:
                 raise
-            return fail(
-                f"not enough memory: less at once (train.py: micro_batch_size) or a smaller model ({error})"
-            )
+            hint = "try a smaller micro_batch_size (train.py) or a smaller model"
+            return fail(f"out of memory: {hint} ({error})")
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             return 130
-        return 0
 
     return run
 
 
 def fail(message: object, status: int = 1) -> int:
-    """Prints the message as one line, whatever stands in it, and gives back the exit status."""
+    """Prints the message on one line and returns the exit status."""
     print("error:", *str(message).splitlines(), file=sys.stderr)
     return status
 
 
 def quote(argument: str) -> str:
-    """The argument as a person would have to type it in a command line of this system."""
+    """The argument as it has to be typed on a command line of this system."""
     return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)

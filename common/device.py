@@ -1,45 +1,52 @@
-"""Which device, precision and compilation a run uses, and why: what `auto` stands for."""
+"""Which device, precision and compilation a run uses, and why: the meaning of `auto`."""
 
+import copy
 import ctypes
 import sys
 
 import torch
 
+from common import distributed
 from common.errors import UserError
+from model import GPT
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> tuple[torch.device, str]:
-    """The device of that name, or for auto the fastest at hand, and the reason. Raises UserError where it is missing."""
+    """The device of that name or, for auto, the fastest available, and the reason.
+
+    Raises UserError if it can't be used.
+    """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda"), "auto: a CUDA GPU is at hand"
+            return torch.device("cuda", distributed.local_rank()), "auto: CUDA GPU found"
         if torch.backends.mps.is_available():
-            return torch.device("mps"), "auto: Apple's GPU is at hand"
+            return torch.device("mps"), "auto: Apple GPU found"
         return torch.device("cpu"), "auto: no GPU found"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("it is none of cpu, cuda and mps")
+            raise RuntimeError("not one of cpu, cuda, mps")
+        if device.type == "cuda" and distributed.world_size() > 1:  # a GPU for each process
+            device = torch.device("cuda", distributed.local_rank())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {name} can't be used here ({reason}); auto takes what there is", status=2
-        ) from None
+        message = f"device {name} can't be used here ({reason}); use --device=auto"
+        raise UserError(message, status=2) from None
     return device, "as set"
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices of bfloat16 faster than those of float32."""
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype that autocast computes matrix products in (parameters stay float32), and the reason."""
+    """The dtype in which autocast multiplies matrices, and the reason. Weights stay float32."""
     if name != "auto":
         return DTYPES[name], "as set"
     if has_bfloat16(device):
@@ -49,48 +56,63 @@ def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"auto: no fast bfloat16 on this {device.type}"
 
 
-def pick_weights_dtype(device: torch.device, streams: int) -> torch.dtype:
-    """The dtype that generation keeps the weights in.
+def pick_weights_dtype(device: torch.device, sequences: int) -> torch.dtype:
+    """The dtype of the weights for generating that many sequences at once.
 
-    One stream waits for nothing but the weights to come from memory, and in bfloat16 they come in half the time, on any
-    CPU; several streams compute, which a CPU without bfloat16 does faster in float32.
+    A single sequence is limited by reading the weights from memory, which bfloat16 halves on any
+    CPU. Several sequences are limited by arithmetic, where a CPU without bfloat16 is faster in
+    float32.
     """
     if device.type == "cuda":
         return pick_dtype("auto", device)[0]
-    return (
-        torch.bfloat16
-        if has_bfloat16(device) or (device.type == "cpu" and streams == 1)
-        else torch.float32
-    )
+    if has_bfloat16(device) or device.type == "cpu" and sequences == 1:
+        return torch.bfloat16
+    return torch.float32
 
 
-def pick_compile(setting: bool | str, device: torch.device, operations: float) -> tuple[bool, str]:
-    """Whether to torch.compile the model for a run of so many floating-point operations, and the reason. Raises UserError
-    where it is asked for and does not work."""
+def pick_compile(setting: bool | str, device: torch.device, flops: float) -> tuple[bool, str]:
+    """Whether to torch.compile the model for a run of that many operations, and the reason.
+
+    Raises UserError if compilation was asked for and doesn't work.
+    """
     if setting is False:
         return False, "as set"
-    if setting == "auto" and (device.type == "mps" or device.type == "cpu" and operations < 1e14):
+    short = device.type == "mps" or device.type == "cpu" and flops < 1e14
+    if setting == "auto" and short:
         return False, "auto: takes longer to compile than it saves here"
     try:
         torch.compile(torch.neg)(torch.ones(8, device=device))
-    except (
-        Exception
-    ) as error:  # no compiler, one that does not work, a GPU too old: it fails in many ways
+    except Exception as error:  # no compiler, a broken one, a GPU too old: it fails in many ways
         reason = str(error).splitlines()[0]
         if setting is True:
-            raise UserError(f"can't compile here, --compile=false does without: {reason}") from None
+            raise UserError(f"can't compile here; use --compile=false ({reason})") from None
         return False, f"auto: can't compile here, {reason}"
     if setting is True:
         return True, "as set"
     if device.type == "cuda":
-        return True, "auto: a minute to compile, much faster steps"
-    return True, "auto: half a minute to compile, faster steps in a run of this length"
+        return True, "auto: a minute to compile, then much faster steps"
+    return True, "auto: half a minute to compile, then faster steps"
+
+
+def compile_model(model: GPT):
+    """Returns a compiled model that shares the weights of `model`; `model` itself is unchanged.
+
+    On a CPU only the blocks are compiled: they are identical, so one compilation serves all.
+    """
+    if model.device.type != "cpu":
+        return torch.compile(model)
+    weights = {id(parameter): parameter for parameter in model.parameters()}
+    compiled = copy.deepcopy(model, weights)  # deepcopy takes what is in `weights` as it is
+    for block in compiled.blocks:
+        block.compile()
+    return compiled
 
 
 def reuse_memory() -> None:
-    """Makes this process keep the memory of freed tensors for the next ones, where the C library is glibc.
+    """Makes this process keep freed memory for its next tensors, if the C library is glibc.
 
-    By itself glibc gives large blocks back at once, and each new tensor waits for its pages: 8 to 16% of a step.
+    By default glibc returns large blocks to the system at once, and each new tensor page-faults
+    again: 8 to 16% of a step.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1

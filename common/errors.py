@@ -1,8 +1,8 @@
-"""The error that a command shows as one line."""
+"""The error that commands show as one line."""
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can put right: the message says what is wrong and what to do.
+    """Something the user can fix: the message says what is wrong and what to do.
 
     status: the command's exit status, 2 for a wrong command line or config, 1 for anything else.
     """

@@ -1,0 +1,91 @@
+"""What a training run prints."""
+
+import math
+import sys
+import time
+
+from tqdm import tqdm
+
+from common import distributed
+from common.cli import quote
+from common.dataset import Dataset
+from common.metrics import Metrics
+from config import Config
+from model import GPT
+
+
+def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, choices: dict):
+    """Prints what is about to be trained.
+
+    choices: what was decided, such as "device": (value, reason).
+    """
+    validation = f"{len(dataset.val):,} validation tokens"
+    if config.eval_tokens < len(dataset.val):
+        validation += f" ({config.eval_tokens:,} of them until the final evaluation)"
+    groups = model.parameter_groups()
+    counts = {name: sum(p.numel() for p in group) for name, group in groups.items()}
+    parts = ", ".join(f"{count:,} in {name}" for name, count in counts.items())
+    steps = f"{config.max_steps:,} steps of {config.tokens_per_step:,} tokens"
+    print(f"data     {dataset.name}: {len(dataset.train):,} training tokens, {validation}")
+    print(f"model    {sum(counts.values()):,} parameters: {parts}")
+    print(f"run      {steps}, {epochs:.1f} epochs")
+    for name, (value, reason) in choices.items():
+        print(f"{name:8} {value} ({reason})")
+
+
+def print_resume_command(config: Config, step: int) -> None:
+    """Prints how to continue a run that was stopped."""
+    folder = f" --out_dir={quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
+    print(
+        f"saved {config.path('last.pt')} at step {step:,}; resume with:"
+        f" python train.py --run_name={quote(config.run_name)}{folder} --resume"
+    )
+
+
+class Progress:
+    """Prints a line for each evaluation, sample and log interval, above a bar on a terminal."""
+
+    def __init__(self, config: Config, start: int, metrics: Metrics):
+        """start: the step that the run starts or resumes from."""
+        self.config, self.metrics = config, metrics
+        self.reference = None  # step, training time and time of day of the first log line
+        self.bar = tqdm(
+            total=config.max_steps,
+            initial=start,
+            unit="step",
+            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps",
+            disable=None if distributed.is_first() and sys.stderr else True,  # None: no terminal
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def print(self, text: str) -> None:
+        self.bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def log(self, step: int, row: dict) -> None:
+        """A line about a training step, from its row of metrics.
+
+        Speed and remaining time count from the first call, which prints nothing: the first step
+        includes start-up and compilation.
+        """
+        self.bar.update(step + 1 - self.bar.n)
+        if self.reference is None:
+            self.reference = step, self.metrics.clock.seconds, time.perf_counter()
+            return
+        first, seconds, moment = self.reference
+        tokens = (step - first) * self.config.tokens_per_step
+        rate = tokens / (self.metrics.clock.seconds - seconds)
+        per_step = (time.perf_counter() - moment) / (step - first)
+        minutes, left = divmod(round(per_step * (self.config.max_steps - step - 1)), 60)
+        self.print(
+            f"step {step:>6,} | loss {row['train/loss']:.4f} | lr {row['train/lr']:.2e} | "
+            f"gradient norm {row.get('train/grad_norm', math.inf):.3f} | "
+            f"{rate:,.0f} tokens/s | {minutes}:{left:02} left"
+        )
+        if self.metrics.wandb:
+            self.metrics.wandb.log({"step": step, "train/tokens_per_second": rate})

@@ -1,0 +1,31 @@
+"""Ctrl-C and SIGTERM, so that a run can finish its step and save."""
+
+import signal
+import sys
+import threading
+
+from common import distributed
+
+
+class StopSignals:
+    """Inside its block, Ctrl-C or SIGTERM sets `received`; a second one stops immediately."""
+
+    def __enter__(self):
+        self.received = False
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self.handle)
+        return self
+
+    def handle(self, number, frame):
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+        if distributed.is_first():
+            message = "\nstopping after this step (press Ctrl-C again to stop immediately)"
+            print(message, file=sys.stderr)
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)

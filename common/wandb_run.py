@@ -1,0 +1,97 @@
+"""Logging to Weights & Biases."""
+
+import functools
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from config import Config
+
+
+def reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def harmless(method):
+    """Makes a method of WandbRun do nothing if there is no run, and survive every error.
+
+    The network, the account or the service must not end a training run.
+    """
+
+    @functools.wraps(method)
+    def call(self, *args):
+        if self.run is None:
+            return
+        try:
+            method(self, *args)
+        except Exception as error:
+            print(f"Weights & Biases is disabled for the rest of the run: {reason(error)}")
+            self.run = None
+
+    return call
+
+
+class WandbRun:
+    """A run in Weights & Biases, if wandb_mode or the variable WANDB_MODE asks for one."""
+
+    def __init__(self, config: Config, run_id: str):
+        self.run, self.samples = None, []
+        mode = config.wandb_mode
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or "disabled"
+        if mode == "disabled":
+            return
+        if mode not in ("offline", "online"):
+            print(f"Weights & Biases is disabled: WANDB_MODE={mode} is not online or offline")
+            return
+        try:
+            self.run = start(config, run_id, mode)
+        except ImportError:
+            print("Weights & Biases is disabled: it is not installed (pip install wandb)")
+        except Exception as error:  # the network, the account, the service
+            print(f"Weights & Biases is disabled: {reason(error)}")
+
+    @harmless
+    def log(self, values: dict) -> None:
+        """values: numbers by name, with the `step` they belong to."""
+        self.run.log(values)
+
+    @harmless
+    def log_sample(self, step: int, text: str) -> None:
+        """Logs the table of all samples so far, with this one."""
+        import wandb
+
+        self.samples.append([step, text])
+        self.run.log({"step": step, "samples": wandb.Table(["step", "text"], self.samples)})
+
+    @harmless
+    def log_files(self, step: int, curves: Path, best: Path | None) -> None:
+        """Logs the figure of the curves, and the best checkpoint as an artifact."""
+        import wandb
+
+        self.run.log({"step": step, "curves": wandb.Image(str(curves))})
+        if best:
+            self.run.log_artifact(str(best), name=f"{self.run.id}-best", type="model")
+
+    @harmless
+    def finish(self, exit_code: int) -> None:
+        self.run.finish(exit_code=exit_code)
+
+
+def start(config: Config, run_id: str, mode: str):
+    import wandb
+
+    if mode == "online" and not wandb.login(prompt=False):
+        raise ValueError("there is no API key: run `wandb login`, or set WANDB_API_KEY")
+    run = wandb.init(
+        project=config.wandb_project,
+        name=f"{config.run_name}-{config.n_layers}L-{config.d_model}d",
+        config=asdict(config),
+        id=run_id,
+        resume="allow",
+        mode=mode,
+        dir=os.path.abspath(config.out_dir),  # its service keeps the folder it was started in
+        settings=wandb.Settings(init_timeout=30, silent=True),
+    )
+    run.define_metric("*", step_metric="step")
+    return run
