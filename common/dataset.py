@@ -1,7 +1,7 @@
-"""A prepared corpus on disk, data/<dataset>/{train.bin, val.bin, meta.json}: finding, checking and reading it.
+"""A prepared dataset on disk: data/<dataset>/{train.bin, val.bin, meta.json}.
 
-The .bin files are plain uint16 token ids. meta.json holds the tokenizer, where the text came from, its sha256,
-and for each split the number of tokens, characters and bytes.
+The .bin files are plain uint16 token ids. meta.json has the tokenizer, where the text came from, its
+sha256, and for each split the number of tokens, characters and bytes.
 """
 
 import hashlib
@@ -9,70 +9,90 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import tokenizer as tokenizers
 from common.errors import UserError
+from common.tokenizer import Tokenizer, from_dict
+
+if TYPE_CHECKING:
+    import torch
 
 DATA_DIR = Path("data")
 SPLITS = ("train", "val")
+UNITS = ("tokens", "characters", "bytes")
 
 
 @dataclass(frozen=True)
 class Dataset:
     name: str
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: Tokenizer
     meta: dict
     train: np.ndarray  # token ids, uint16, memory-mapped
     val: np.ndarray
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the text, its tokenizer and its split: equal for the same data, wherever it was prepared."""
+        """A hash of the text, its tokenizer and its split: equal for equal data."""
         identity = [self.meta[key] for key in ("sha256", "tokenizer", *SPLITS)]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def bits_per_byte(self, loss: float) -> float:
-        """Loss on the validation split in bits per byte of text, from nats per token."""
-        return loss / math.log(2) * self.meta["val"]["tokens"] / self.meta["val"]["bytes"]
+        """A loss on the validation split, in nats per token, as bits per byte."""
+        val = self.meta["val"]
+        return bits_per_byte(loss, val["tokens"], val["bytes"])
+
+
+def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
+    """Converts a loss in nats per token; n_bytes: the length of the tokens' text in UTF-8."""
+    return loss / math.log(2) * tokens / n_bytes
+
+
+def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> "torch.Tensor":
+    """The windows of a token array that begin at `starts`: (len(starts), length), int64."""
+    import torch  # here, because prepare.py needs this module but not torch
+
+    return torch.from_numpy(tokens[starts[:, None] + np.arange(length)].astype(np.int64))
 
 
 def is_prepared(name: str) -> bool:
-    """meta.json is written last: a dataset without it was never finished."""
+    """Whether data/<name> is complete: meta.json is written last."""
     return (DATA_DIR / name / "meta.json").exists()
 
 
 def load_dataset(name: str) -> Dataset:
     """Opens data/<name> and checks that its files belong together. Raises UserError."""
     folder = DATA_DIR / name
-    again = f"prepare it again: python prepare.py {name} (with --input, if it was made of your own text)"
+    again = f"prepare it again: python prepare.py {name} (with --input if it is your own text)"
     if not is_prepared(name):
         raise UserError(f"there is no prepared dataset in {folder}: python prepare.py {name}")
+
+    # meta.json
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        tokenizer = tokenizers.from_dict(meta["tokenizer"])
-        counts = [
-            meta[split][unit] for split in SPLITS for unit in ("tokens", "characters", "bytes")
-        ]
-        if not all(type(count) is int and 0 < count < 2**63 for count in counts) or not isinstance(
-            meta["sha256"], str
-        ):
+        tokenizer = from_dict(meta["tokenizer"])
+        counts = [meta[split][unit] for split in SPLITS for unit in UNITS]
+        if not all(type(count) is int and 0 < count < 2**63 for count in counts):
             raise ValueError("its counts are wrong")
+        if not isinstance(meta["sha256"], str):
+            raise ValueError("its sha256 is wrong")
         if min(meta[split]["tokens"] for split in SPLITS) < 2:
             raise ValueError("a split has a single token")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'meta.json'} is damaged ({error}); {again}") from None
+
+    # the tokens
     splits = {}
     for split in SPLITS:
-        path = folder / f"{split}.bin"
-        if not path.exists() or path.stat().st_size != 2 * meta[split]["tokens"]:
+        path, count = folder / f"{split}.bin", meta[split]["tokens"]
+        if not path.exists() or path.stat().st_size != 2 * count:
+            raise UserError(f"{path} does not have the {count:,} tokens of meta.json; {again}")
+        tokens = np.memmap(path, dtype="<u2", mode="r")
+        if (largest := tokens.max()) >= tokenizer.vocab_size:
             raise UserError(
-                f"{path} does not have the {meta[split]['tokens']:,} tokens of meta.json; {again}"
+                f"{path} has the id {largest}, but the vocabulary only {tokenizer.vocab_size}"
+                f" tokens; {again}"
             )
-        splits[split] = np.memmap(path, dtype="<u2", mode="r")
-        if (largest := splits[split].max()) >= tokenizer.vocab_size:
-            raise UserError(
-                f"{path} has the id {largest}, past the vocabulary of {tokenizer.vocab_size}; {again}"
-            )
+        splits[split] = tokens
     return Dataset(name, tokenizer, meta, **splits)

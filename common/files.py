@@ -1,4 +1,4 @@
-"""Text in files: finding them, and reading them a few pieces at a time."""
+"""Text files: finding them, reading them in pieces, and writing files atomically."""
 
 import codecs
 import fnmatch
@@ -9,23 +9,26 @@ from typing import BinaryIO
 
 from common.errors import UserError
 
-PIECE = 1 << 20  # bytes that are read at once
+BLOCK_BYTES = 1 << 16  # read from a file at once; small enough for the CPU cache
+LONGEST_WORD = 10_000  # characters
 
 
 def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
-    """The files among the inputs, and those in folders among them that match a pattern. Raises UserError."""
+    """The inputs that are files, and the matching files in inputs that are folders.
+
+    Raises UserError if an input does not exist, or a folder has no matching file.
+    """
     files = []
     for path in map(Path, inputs):
         if path.is_dir():
             found = sorted(
-                p
-                for p in path.rglob("*")
-                if p.is_file() and any(fnmatch.fnmatch(p.name, pattern) for pattern in patterns)
+                file
+                for file in path.rglob("*")
+                if file.is_file() and any(fnmatch.fnmatch(file.name, p) for p in patterns)
             )
             if not found:
-                raise UserError(
-                    f"the folder {path} holds no {' or '.join(patterns)}; --pattern '*.py' takes other files"
-                )
+                wanted = " or ".join(patterns)
+                raise UserError(f"no {wanted} in {path}; choose other files with --pattern '*.py'")
             files += found
         elif path.is_file():
             files.append(path)
@@ -34,63 +37,56 @@ def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
     return files
 
 
-def read_pieces(path: Path) -> Iterator[str]:
-    """The text of a file, piece by piece, without a byte order mark. Raises UserError if it is not UTF-8."""
-    offset = 0
-    with open(path, "rb") as file:
-        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-            offset = len(codecs.BOM_UTF8)
-        file.seek(offset)
-        for piece in cut(iter(lambda: file.read(PIECE), b"")):
-            try:
-                text = piece.decode("utf-8")
-            except UnicodeDecodeError as error:
-                where = f"byte {offset + error.start:,} is {piece[error.start]:#04x}"
-                raise UserError(
-                    f"{path} is not UTF-8 text: {where}; with another encoding, convert it first"
-                ) from None
-            yield text
-            offset += len(piece)
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, line ends unchanged, without a byte order mark.
 
-
-def cut(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The bytes of a text in UTF-8, in pieces about as long as the blocks, that can be tokenized one by one.
-
-    No token reaches across a cut, and no character is halved; one endless line is cut between any two characters.
+    Raises UserError.
     """
-    rest = b""
-    for block in blocks:
-        piece = rest + block
-        end = piece.rfind(
-            b"\n"
-        )  # no token of GPT-2's joins the end of a word to the new line after it
-        while (
-            end > 0 and piece[max(0, end - 4) : end].decode("utf-8", "ignore")[-1:].strip() == ""
-        ):  # white space
-            end = piece.rfind(b"\n", 0, end)
-        if end <= 0:
-            end = len(piece) - 1
-            while (
-                end > max(0, len(piece) - 4) and piece[end] & 0xC0 == 0x80
-            ):  # a character has 4 bytes at most
-                end -= 1
-        if end:
-            yield piece[:end]
-        rest = piece[end:]
-    if rest:
-        yield rest
-
-
-def read_text(path: str) -> str:
-    """The text of a UTF-8 file, line ends and all, without a byte order mark. Raises UserError."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        ) from None
+        raise not_utf8(path, error, 0) from None
+
+
+def read_pieces(path: Path) -> Iterator[str]:
+    """Yields the text of a UTF-8 file in pieces that `cut` makes, without a byte order mark.
+
+    Raises UserError.
+    """
+    with open(path, "rb") as file:
+        blocks = iter(lambda: file.read(BLOCK_BYTES), b"")
+        try:
+            yield from cut(codecs.iterdecode(blocks, "utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, error, file.tell() - len(error.object)) from None
+
+
+def not_utf8(path: str | Path, error: UnicodeDecodeError, offset: int) -> UserError:
+    """offset: where in the file the bytes begin that could not be decoded."""
+    where = f"byte {offset + error.start:,} is {error.object[error.start]:#04x}"
+    return UserError(f"{path} is not UTF-8 text ({where}): convert it to UTF-8 first")
+
+
+def cut(blocks: Iterable[str]) -> Iterator[str]:
+    """Yields a text in pieces, about as long as its blocks, that can be tokenized one by one.
+
+    A piece ends between a word and the white space after it: GPT-2's tokens never cross that
+    place. Only if the last LONGEST_WORD characters are without one, it ends anywhere.
+    """
+    rest = ""
+    for block in blocks:
+        text = rest + block
+        end = len(text)
+        for i in range(end - 1, max(0, end - LONGEST_WORD), -1):
+            if text[i].isspace() and not text[i - 1].isspace():
+                end = i
+                break
+        yield text[:end]
+        rest = text[end:]
+    if rest:
+        yield rest
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -113,3 +109,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file atomically."""
+    write_atomically(path, lambda file: file.write(content))

@@ -1,4 +1,4 @@
-"""Text <-> token ids: by characters, by bytes, or by GPT-2's byte-pair encoding.
+"""Text <-> token ids: characters, bytes, or GPT-2's byte-pair encoding.
 
 >>> tokenizer = CharTokenizer("abc")
 >>> tokenizer.encode("cab").tolist()
@@ -9,23 +9,23 @@
 
 import codecs
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-CODE_POINTS = 0x110000  # how many Unicode has
+CODE_POINTS = 0x110000  # of Unicode
 UNKNOWN = 0xFFFFFFFF
 
 
 class UnknownCharacters(ValueError):
-    """Text with characters that the tokenizer has no id for; `characters` holds them, sorted."""
+    """The text has `characters` (sorted) that the tokenizer has no id for."""
 
     def __init__(self, characters: str):
         self.characters = characters
         shown = " ".join(repr(character) for character in characters[:10])
         more = f" and {len(characters) - 10} more" if len(characters) > 10 else ""
-        super().__init__(f"characters that the tokenizer has never seen: {shown}{more}")
+        super().__init__(f"characters that the tokenizer does not know: {shown}{more}")
 
 
 def code_points(text: str) -> np.ndarray:
@@ -39,21 +39,13 @@ class CharTokenizer:
     kind = "char"
 
     def __init__(self, characters: str):
-        """characters: the vocabulary, each character once; a character's id is its place."""
+        """characters: the vocabulary; the id of a character is its index."""
         self.characters = characters
         self._codes = code_points(characters)  # id -> code point
         if len(np.unique(self._codes)) != len(self._codes):
-            raise ValueError("a character stands twice in the vocabulary")
+            raise ValueError("duplicate character in the vocabulary")
         self._ids = np.full(CODE_POINTS, UNKNOWN, dtype=np.uint32)  # code point -> id
         self._ids[self._codes] = np.arange(len(self._codes))
-
-    @classmethod
-    def from_text(cls, texts: Iterable[str]) -> "CharTokenizer":
-        """The tokenizer that knows every character of the texts."""
-        seen = np.zeros(CODE_POINTS, dtype=bool)
-        for text in texts:
-            seen[code_points(text)] = True
-        return cls("".join(map(chr, np.flatnonzero(seen))))
 
     @property
     def vocab_size(self) -> int:
@@ -61,12 +53,12 @@ class CharTokenizer:
 
     @property
     def start_id(self) -> int:
-        """The id that a text without a prompt starts from: a new line, where the vocabulary has one."""
+        """The id that a text without a prompt starts from: a newline if there is one, else 0."""
         return max(0, self.characters.find("\n"))
 
     @property
     def separator(self) -> np.ndarray:
-        """The ids that stand between two documents: a blank line."""
+        """The ids between two documents: a blank line."""
         return self.encode("\n\n")
 
     def encode(self, text: str) -> np.ndarray:
@@ -77,14 +69,11 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return (
-            self._codes[np.asarray(ids, dtype=np.int64)]
-            .tobytes()
-            .decode("utf-32-le", "surrogatepass")
-        )
+        codes = self._codes[np.asarray(ids, dtype=np.int64)]
+        return codes.tobytes().decode("utf-32-le", "surrogatepass")
 
     def stream_decoder(self) -> Callable[[Sequence[int]], str]:
-        """A function from the next ids to the text that they complete."""
+        """A function that takes the next ids and returns the text they complete."""
         return self.decode
 
     def to_dict(self) -> dict:
@@ -92,7 +81,7 @@ class CharTokenizer:
 
 
 class ByteTokenizer:
-    """The 256 bytes of UTF-8: every text can be encoded, and there is nothing to learn."""
+    """The 256 bytes of UTF-8: can encode any text and needs no training."""
 
     kind = "byte"
     vocab_size = 256
@@ -104,14 +93,17 @@ class ByteTokenizer:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text; bytes that are no UTF-8 become U+FFFD, as a model may well produce them."""
+        """The text; bytes that are not UTF-8 (a model can produce them) become U+FFFD."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
         return bytes(np.asarray(ids, dtype=np.uint8))
 
     def stream_decoder(self) -> Callable[[Sequence[int]], str]:
-        """A function from the next ids to the text that they complete: it holds back an unfinished character."""
+        """A function that takes the next ids and returns the text they complete.
+
+        It keeps the bytes of an unfinished character until the next call.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda ids: decoder.decode(self.to_bytes(ids))
 
@@ -120,15 +112,15 @@ class ByteTokenizer:
 
 
 class BPETokenizer(ByteTokenizer):
-    """GPT-2's byte-pair encoding, through tiktoken: 50,257 tokens of about 4 bytes of English each.
+    """GPT-2's byte-pair encoding, through tiktoken: 50,257 tokens, about 4 bytes of English each.
 
-    The files with its merges are fetched once, into data/downloads/gpt2_bpe. Raises UserError where they can't be had.
+    Its files are downloaded once, to data/downloads/gpt2_bpe. Raises UserError if that fails.
     """
 
     kind = "bpe"
 
     def __init__(self):
-        import tiktoken  # here: characters and bytes do without
+        import tiktoken  # here, because the other tokenizers don't need it
 
         from common import gpt2_bpe
 
@@ -136,12 +128,10 @@ class BPETokenizer(ByteTokenizer):
         self._encoding = tiktoken.get_encoding("gpt2")
         self.vocab_size = self._encoding.n_vocab
         self.start_id = self._encoding.eot_token
-        self.separator = np.array(
-            [self._encoding.eot_token], dtype=np.uint32
-        )  # the end-of-text token
+        self.separator = np.array([self._encoding.eot_token], dtype=np.uint32)
 
     def encode(self, text: str) -> np.ndarray:
-        """ids (uint32) of a text; "<|endoftext|>" in it is text like any other. Several threads may call this at once."""
+        """ids (uint32); "<|endoftext|>" in the text is text like any other. Thread-safe."""
         return np.asarray(self._encoding.encode_to_numpy(text, disallowed_special=()))
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
@@ -153,7 +143,7 @@ KINDS = ("char", "byte", "bpe")
 
 
 def from_dict(state: dict) -> Tokenizer:
-    """The tokenizer whose to_dict() gave this. Raises ValueError where it can't have been one."""
+    """The tokenizer that to_dict() was called on. Raises ValueError if state is not from to_dict()."""
     match state:
         case {"kind": "char", "characters": str(characters)}:
             return CharTokenizer(characters)
@@ -164,22 +154,15 @@ def from_dict(state: dict) -> Tokenizer:
     raise ValueError(f"not a tokenizer: {str(state)[:80]}")
 
 
-def difference(one: Tokenizer, other: Tokenizer) -> str | None:
-    """How the tokens of two tokenizers differ, in words; None where they are the same."""
-    if one.kind != other.kind:
-        return f"its tokens are those of {one.kind}, not of {other.kind}"
-    if one.to_dict() == other.to_dict():
+def difference(model: Tokenizer, dataset: Tokenizer) -> str | None:
+    """How a model's tokenizer differs from a dataset's, in words; None if they are the same."""
+    if model.kind != dataset.kind:
+        return f"the model uses {model.kind} tokens, the dataset {dataset.kind} tokens"
+    if model.to_dict() == dataset.to_dict():
         return None
-    lacking, spare = (
-        sorted(set(a.characters) - set(b.characters)) for a, b in ((other, one), (one, other))
-    )
-    shown = [
-        f"{what} {''.join(found)!r}"
-        for what, found in (("lacks", lacking), ("alone has", spare))
-        if found
-    ]
-    return (
-        f"of their characters its tokenizer {' and '.join(shown)}"
-        if shown
-        else "their characters' ids differ"
-    )
+    differences = []
+    if missing := sorted(set(dataset.characters) - set(model.characters)):
+        differences.append(f"the model has no token for {''.join(missing)!r}")
+    if extra := sorted(set(model.characters) - set(dataset.characters)):
+        differences.append(f"the dataset has no token for {''.join(extra)!r}")
+    return ", ".join(differences) or "the same characters have different ids"

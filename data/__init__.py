@@ -1,21 +1,28 @@
-"""The corpora: one small module each, that says in `ABOUT` what the text is and finds it in `load(folder)`."""
+"""The corpora, one small module each: `ABOUT` describes the text, `load(folder)` finds it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+
+END = None  # in a stream of text: the end of a document
+Text = Iterable[str | None]  # documents in pieces of any length, with END after each document
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as documents, and where it came from.
+    """Text, and where it came from.
 
-    A document is a str or, so that it need not fit into memory, an iterable of the pieces of one.
-
-    documents and validation are called once for each pass over the text; every call gives the same documents in
-    the same order. Where the corpus has no validation documents of its own, prepare.py holds some back; of a
-    continuous text it holds back the end.
+    text and validation are called once for each pass; every call must give the same stream. If the
+    corpus has no validation text of its own, prepare.py holds some back: whole documents if there
+    are several, else the end of the only one.
     """
 
     source: str  # one line for people, kept in meta.json
-    documents: Callable[[], Iterable[str | Iterable[str]]]
-    validation: Callable[[], Iterable[str | Iterable[str]]] | None = None
-    continuous: bool = False  # the documents are pieces of one text: nothing stands between them
+    text: Callable[[], Text]
+    validation: Callable[[], Text] | None = None
+
+
+def documents(texts: Iterable[str]) -> Iterator[str | None]:
+    """The stream in which each of these texts is a document."""
+    for text in texts:
+        yield text
+        yield END

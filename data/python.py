@@ -1,4 +1,4 @@
-"""The source code of Python's own standard library: text that is on every reader's machine already."""
+"""The source code of Python's standard library: text that is already on every reader's machine."""
 
 import os
 import platform
@@ -8,39 +8,37 @@ from pathlib import Path
 
 from common import files
 from common.errors import UserError
-from data import Corpus
+from data import Corpus, documents
 
 ABOUT = "12 MB: the standard library of the Python that runs this, no download; indentation, brackets, names"
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None) -> Corpus:
-    """Each file is a document. folder: not used, as nothing is downloaded. Raises UserError.
+    """Each source file is a document. folder: unused, as nothing is downloaded.
 
-    inputs: source files, and folders of them, that come after the library; pattern: of those in folders, by default *.py.
+    inputs: source files and folders to add to the library; pattern: which files of those folders,
+    by default *.py. Raises UserError.
     """
     library = Path(sysconfig.get_path("stdlib"))
     paths = []
     for where, folders, names in os.walk(library):
-        folders[:] = [
-            name for name in folders if name not in SKIPPED
-        ]  # site-packages alone can hold 100,000 files
+        # not rglob: site-packages alone can have 100,000 files
+        folders[:] = [name for name in folders if name not in SKIPPED]
         paths += [Path(where, name) for name in names if name.endswith(".py")]
     if not paths:
         raise UserError(
-            f"this Python keeps no source files in {library}: take another one, or code of your own alone "
-            "(python prepare.py code_byte --input DIR --pattern '*.py')"
+            f"this Python has no source files in {library}: use another Python, or only your own"
+            " code (python prepare.py code_byte --input DIR --pattern '*.py')"
         )
     paths = sorted(paths) + files.find(inputs, [pattern or "*.py"])
 
-    def documents() -> Iterator[str]:
+    def texts() -> Iterator[str]:
         for path in paths:
             try:
-                text = path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:  # a few old modules, in encodings of their own
+                yield path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:  # a few old modules declare other encodings
                 continue
-            if text:
-                yield text
 
     source = f"standard library of {platform.python_implementation()} {platform.python_version()}"
-    return Corpus(", ".join([source, *inputs]), documents)
+    return Corpus(", ".join([source, *inputs]), lambda: documents(texts()))

