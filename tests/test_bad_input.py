@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import arguments, run, verses
+from helpers import arguments, run, verses
 
 import evaluate
 import plot

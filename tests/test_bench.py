@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from helpers import ROOT, TINY
 
 from config import Config
 from experiments import bench

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import arguments, run, start
+from helpers import arguments, run, start
 
 from common import checkpoint
 

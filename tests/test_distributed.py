@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, arguments, timeless
+from helpers import ROOT, arguments, timeless
 
 from common import checkpoint
 from common.arguments import load_config

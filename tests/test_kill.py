@@ -6,7 +6,7 @@ python -m pytest tests/test_kill.py --kills 30     (the suite kills three times)
 import random
 import time
 
-from conftest import arguments, run, same, start, timeless, weights
+from helpers import arguments, run, same, start, timeless, weights
 
 from common import checkpoint
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, arguments
+from helpers import ROOT, arguments
 
 WATCHED = """
 import resource, sys, train

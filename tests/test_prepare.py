@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from conftest import verses
+from helpers import verses
 from server import reply, serve
 
 import prepare

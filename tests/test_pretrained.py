@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, verses
+from helpers import TINY, verses
 
 import sample
 import train

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from conftest import TINY, verses
+from helpers import TINY, verses
 
 import evaluate
 import sample

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, verses
+from helpers import ROOT, verses
 
 import train
 from experiments import runs, scaling

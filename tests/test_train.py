@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import arguments, run, same, timeless, verses, weights
+from helpers import arguments, run, same, timeless, verses, weights
 from wandb.proto import wandb_internal_pb2
 
 import train as loop
