@@ -5,7 +5,8 @@
 # The 10M model is configs/shakespeare_char.py.
 # Loss and time on a GPU: not measured yet. A CPU of 100 GFLOP/s would take a day and a half
 # (6 x 25M parameters x 82M tokens = 1.2e16 operations), so without a GPU the on_cpu block trains
-# the same architecture with 0.8M parameters.
+# the same architecture with 0.8M parameters: validation loss 2.14 in 52 seconds on one core of an
+# AMD EPYC with bfloat16 (one run).
 
 run_name = "capstone_25m"  # "capstone" is the 10M run, which sample.py opens by default
 
