@@ -1,8 +1,8 @@
 # python train.py configs/capstone.py
 #
-# The course's own settings, unchanged. The course calls this model "~10M", but it has 25,338,880
-# parameters: the matrices of a block have 12 d_model^2, so 8 blocks of width 512 have 25.2M.
-# The 10M model is configs/shakespeare_char.py.
+# The course's own settings, unchanged. The course calls this model "~10M", but it has
+# 25,338,880 parameters: the matrices of a block have 12 d_model^2, so 8 blocks of width 512 have
+# 25.2M. The 10M model is configs/shakespeare_char.py.
 # Loss and time on a GPU: not measured yet. A CPU of 100 GFLOP/s would take a day and a half
 # (6 x 25M parameters x 82M tokens = 1.2e16 operations), so without a GPU the on_cpu block trains
 # the same architecture with 0.8M parameters: validation loss 2.14 in 52 seconds on one core of an
