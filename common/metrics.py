@@ -15,8 +15,11 @@ from common.wandb_run import WandbRun
 from config import Config
 
 
+LARGEST = 2.0**63  # no loss, gradient norm or step is that large
+
+
 class Diverged(UserError):
-    """A loss or a gradient norm at `step` is not finite."""
+    """A loss or a gradient norm at `step` is not finite, or absurdly large."""
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -49,7 +52,7 @@ def check_row(row: dict) -> None:
     if type(row["step"]) is not int or type(row.get("sample", "")) is not str:
         raise ValueError("a step is a whole number, a sample is text")
     for name, value in row.items():
-        if name != "sample" and not abs(value) < 2**63:  # also catches nan
+        if name != "sample" and not abs(value) < LARGEST:  # also catches nan
             raise ValueError(f"{name} is out of range")
 
 
@@ -113,7 +116,7 @@ class Metrics:
     def flush(self) -> dict:
         """Writes the steps that were added; returns the row of the last one.
 
-        Raises Diverged if a value is not finite.
+        Raises Diverged if a value is not finite or absurdly large.
         """
         if not self.pending:
             return {}
@@ -131,10 +134,10 @@ class Metrics:
     def write(self, step: int, values: dict, seconds: float | None = None) -> dict:
         """Writes and returns a row; `seconds` is the present time unless given.
 
-        Raises Diverged if a value is not finite.
+        Raises Diverged if a value is not finite or absurdly large.
         """
         for name, value in values.items():
-            if name != "sample" and not math.isfinite(value):
+            if name != "sample" and not abs(value) < LARGEST:  # also catches nan
                 raise Diverged(
                     f"{name} is {value} at step {step}: set a lower learning_rate or more"
                     " warmup_steps; the checkpoints saved before are still good",
