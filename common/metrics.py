@@ -14,7 +14,6 @@ from common.timing import Stopwatch
 from common.wandb_run import WandbRun
 from config import Config
 
-
 LARGEST = 2.0**63  # no loss, gradient norm or step is that large
 
 
