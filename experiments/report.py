@@ -1,6 +1,6 @@
 """Puts tables, samples and headline numbers into REPORT.md, and draws its figures.
 
-python -m experiments.report     after experiments.questions, experiments.ablate, experiments.scaling
+python -m experiments.report    after experiments.questions, .ablate (every study) and .scaling
 
 In REPORT.md such a value is between two comments, <!--name--> and <!---->. Only these values are
 replaced; everything else is prose to be edited by hand.
@@ -82,10 +82,11 @@ def scaling_values(results: Path) -> dict[str, str]:
     bootstrap = [point["bootstrap"] for point in points]
     low, high = np.percentile(bootstrap, [2.5, 97.5], axis=1)
     inside = (low < measured) & (measured < high)
+    growth = scaling.middle_95([other.growth for other in resampled], 2)
     values = {
         "rate exponent": f"{scaling.rate_rule(rows)[1]:.2f}".replace("-", "−"),
         "held out inside": f"{inside.sum()} of {len(points)}",
-        "growth": f"{law.growth:.2f} ({scaling.middle_95([l.growth for l in resampled], 2)})",
+        "growth": f"{law.growth:.2f} ({growth})",
     }
     for name in laws:
         predicted = np.array([point["predicted"][name] for point in points])
