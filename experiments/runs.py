@@ -25,10 +25,10 @@ from common import checkpoint
 from common.dataset import load_dataset
 from common.device import has_bfloat16, pick_device, pick_dtype
 from common.files import write_atomically
-from common.metrics import Diverged, read_metrics
+from common.metrics import Diverged, read_metrics, summarize
 from config import Config
 from evaluate import mean_loss
-from train import summarize, train
+from train import train
 
 Key = TypeVar("Key", bound=Hashable)
 RESULTS = Path("experiments/results")
