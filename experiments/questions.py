@@ -273,7 +273,7 @@ def weight_decay(seed: int) -> dict[str, float]:
 # tables and figures
 
 
-def question_tables(measured: dict) -> dict[str, str]:
+def report_tables(measured: dict) -> dict[str, str]:
     """The tables of REPORT.md, by name."""
     inside = measured["checkpoint"]
     scores = [

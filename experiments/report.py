@@ -103,7 +103,7 @@ def scaling_values(results: Path) -> dict[str, str]:
     smaller, largest = sorted(long)[-2:]
     values["gain on short text"] = f"{short[smaller] - short[largest]:.3f}"
     values["gain on long text"] = f"{long[smaller] - long[largest]:.3f}"
-    return values | scaling.scaling_tables(rows, laws)
+    return values | scaling.report_tables(rows, laws)
 
 
 def question_values(results: Path) -> dict[str, str]:
@@ -121,7 +121,7 @@ def question_values(results: Path) -> dict[str, str]:
         "without mask, seen": "{:.3f} ± {:.3f}".format(*seen),
         "without mask, hidden": "{:.3f} ± {:.3f}".format(*hidden),
         "near": f"{100 * near.mean():.0f}%",
-        **questions.question_tables(measured),
+        **questions.report_tables(measured),
     }
 
 

@@ -439,7 +439,7 @@ def short_text_table(rows: list[dict]) -> str:
     return markdown(lines)
 
 
-def scaling_tables(rows: list[dict], laws: Laws) -> dict[str, str]:
+def report_tables(rows: list[dict], laws: Laws) -> dict[str, str]:
     """The tables of REPORT.md, by name."""
     return {
         "rate table": rate_table(rows),
@@ -457,6 +457,12 @@ TITLES = {
     "frontier table": "The best use of a number of operations, by the first law",
     "short text table": f"One megabyte, up to {EPOCHS} epochs",
 }
+
+
+def tables(rows: list[dict], laws: Laws) -> str:
+    """All of table.md."""
+    parts = [f"{TITLES[name]}:\n\n{text}" for name, text in report_tables(rows, laws).items()]
+    return "\n\n".join(parts)
 
 
 def law_figure(rows: list[dict], laws: Laws) -> Figure:
@@ -545,8 +551,7 @@ def redraw(results: Path) -> None:
     """Writes the table and the figures from runs.jsonl and laws.json."""
     folder = results / "scaling"
     rows, laws = read_rows(folder / "runs.jsonl"), read_laws(folder / "laws.json")
-    tables = [f"{TITLES[name]}:\n\n{text}" for name, text in scaling_tables(rows, laws).items()]
-    (folder / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(tables(rows, laws) + "\n", encoding="utf-8")
     law_figure(rows, laws).savefig(folder / "law.png", dpi=110)
     short_text_figure(rows).savefig(folder / "short_text.png", dpi=110)
 
