@@ -253,8 +253,8 @@ def norm_times(rounds: int = 5, steps: int = 30) -> dict[str, list[float]]:
     times = {"rmsnorm": [], "layernorm": []}
     for _ in range(rounds):
         for norm, medians in times.items():
-            run = islice(training(replace(BASE, norm_type=norm)), steps)
-            ticks = [time.perf_counter() for _ in run]
+            config = replace(BASE, norm_type=norm, max_steps=steps, warmup_steps=0)
+            ticks = [time.perf_counter() for _ in training(config)]
             medians.append(1000 * float(np.median(np.diff(ticks[5:]))))
     return times
 
@@ -306,13 +306,13 @@ def report_tables(measured: dict) -> dict[str, str]:
     return {
         "scores table": markdown(scores),
         "stream table": markdown(stream),
-        "positions table": positions_table(inside["positions"]),
+        "context table": context_table(inside["positions"]),
         "gradients table": gradients_table(measured["gradients"]),
         "tokens table": markdown(tokens),
     }
 
 
-def positions_table(losses: list[float]) -> str:
+def context_table(losses: list[float]) -> str:
     """The mean loss by the number of tokens in the context, in groups of 1, 2, 4, 8, ..."""
     row, low = {"tokens of context": "loss"}, 1
     while 2 * low - 1 <= len(losses):

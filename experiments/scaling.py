@@ -47,6 +47,7 @@ BASE = Config(
     device="cpu",
 )
 HEAD_DIM = 32
+VOCAB_SIZE = 256  # of the long text, bytes
 SIZES = ((2, 32), (2, 64), (4, 64), (6, 96), (8, 128), (10, 160))  # layers, width; last held out
 BUDGETS = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000)  # tokens; last held out
 HELD_OUT = (
@@ -263,7 +264,7 @@ def run_analysis(seeds: int, parallel: int) -> list[dict]:
             rows.append(row | results[point])
 
     # search for learning rates
-    blocks = {size: parameter_counts(size, 256)[0] for size in SIZES}  # without embedding
+    blocks = {size: parameter_counts(size, VOCAB_SIZE)[0] for size in SIZES}  # no embedding
     points = [(size, RATE_BUDGET, rate, 0) for rate in RATES for size in RATE_SIZES]
     while points:
         run("rates", LONG, points)

@@ -18,7 +18,7 @@ def test_a_study_writes_its_runs_a_table_and_a_figure(dataset, tiny, monkeypatch
     study = Study("Which?", {"calm": {}, "wild": WILD}, rates=(1e-2, 1e12), search=False)
     monkeypatch.setitem(STUDIES, "small", study)
     monkeypatch.setattr(ablate, "CPU", tiny(eval_tokens=100))
-    arguments = ["small", "--steps=2", "--seeds=2", "--parallel=1", "--device=cpu"]
+    arguments = ["small", "--steps=1", "--seeds=2", "--parallel=1", "--device=cpu"]
     assert ablate.main([*arguments, "--results=results"]) == 0
     output = capsys.readouterr().out
     rows = runs.read_rows(Path("results/small/runs.jsonl"))
@@ -89,7 +89,7 @@ def test_arms_of_the_study_mlp_have_equal_parameters(base):
 @pytest.mark.parametrize("base", [ablate.CPU, ablate.GPU], ids=["CPU", "GPU"])
 def test_equal_operations_change_the_number_of_steps(base, dataset):
     base = replace(base, dataset="verses_char")
-    arms = {"small": {}, "narrow": {"d_model": Times(1 / 3), "batch_size": Times(1 / 2)}}
+    arms = {"small": {}, "narrow": ablate.shape(3, 1 / 3)}
     study = Study("Which?", arms, equal_operations=True)
     small, narrow = (ablate.arm_config(study, base, arm) for arm in arms)
     assert narrow.d_model == base.d_model // 3

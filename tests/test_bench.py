@@ -39,7 +39,7 @@ SHAPE = {"n_layers": 1, "n_heads": 1, "d_model": 8, "block_size": 8, "batch_size
 
 @pytest.fixture
 def nanogpt(folder, monkeypatch):
-    """The current folder, with a subfolder "nanogpt" that pretends to be a checkout; tiny models."""
+    """The current folder, with a pretended checkout in nanogpt/; the models are tiny."""
     (folder / "nanogpt").mkdir()
     for name, text in CHECKOUT.items():
         (folder / "nanogpt" / name).write_text(text)

@@ -44,9 +44,8 @@ def test_run_all_in_processes_gives_the_same_results(configs):
     for name, config in configs.items():
         here = runs.run_one(replace(config, out_dir=f"out/again-{name}"))
         there = in_processes[name]
-        assert here.pop("milliseconds_per_step") > 0
-        assert there.pop("milliseconds_per_step") > 0
-        assert here == there
+        time = {"milliseconds_per_step": there["milliseconds_per_step"]}
+        assert here | time == there
 
 
 def test_run_folders_differ_if_any_setting_does(tiny):

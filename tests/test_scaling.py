@@ -1,5 +1,5 @@
 import shutil
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT, verses
 
 from experiments import runs, scaling
-from experiments.scaling import FITS, FitOptions, Law, best_rate, bootstrap, fit
+from experiments.scaling import FITS, Law, best_rate, bootstrap, fit
 from prepare import prepare
 
 TRUE = Law(E=0.9, A=30.0, B=200.0, alpha=0.35, beta=0.37)
@@ -49,41 +49,60 @@ def test_best_rate_is_the_minimum_of_a_parabola():
     assert best_rate(losses) == pytest.approx(3e-3)
 
 
-def test_a_small_analysis_writes_its_runs_a_table_and_figures(folder, tiny, monkeypatch, capsys):
+def simulate(configs: dict, parallel: int) -> dict:
+    """In place of run_all: results that follow TRUE, with a best learning rate of 1 / sqrt(N)."""
+    results = {}
+    for key, config in configs.items():
+        size = (config.n_layers, config.d_model)
+        parameters, _ = scaling.parameter_counts(size, scaling.VOCAB_SIZE)
+        steps = config.max_steps
+        loss = TRUE(parameters, steps * config.tokens_per_step)
+        loss += 0.1 * np.log(config.learning_rate * parameters**0.5) ** 2
+        result = {"seed": config.seed, "final": loss, "best": loss}
+        results[key] = result | {"val_steps": [0, steps], "val_losses": [5.0, loss]}
+    return results
+
+
+@pytest.fixture
+def texts(folder, monkeypatch):
+    """The current folder, with small texts in the place of scaling.LONG and scaling.SHORT."""
     (folder / "verses.txt").write_text(verses(400))
     for kind in ("byte", "char"):
         prepare(f"verses_{kind}", ["verses.txt"])
-    sizes, budgets = ((1, 32), (2, 32), (2, 64)), (128, 256, 512)
-    small = {
-        "LONG": "verses_byte",
-        "SHORT": "verses_char",
-        "BASE": replace(tiny(), eval_tokens=200),
-        "SIZES": sizes,
-        "BUDGETS": budgets,
-        "HELD_OUT": ((sizes[2], budgets[2]),),
-        "RATES": (1e-3, 3e-2, 1.0),
-        "RATE_SIZES": sizes[:2],
-        "RATE_BUDGET": budgets[1],
-        "EPOCHS": 1,
-        "STARTS": 1,
-        "REPEATS": 2,
-        "FITS": FITS | {"without the shortest budget": FitOptions(min_tokens=budgets[0])},
-    }
-    for name, value in small.items():
-        monkeypatch.setattr(scaling, name, value)
-    assert scaling.main(["--seeds=1", "--parallel=1", "--results=results"]) == 0
+    monkeypatch.setattr(scaling, "LONG", "verses_byte")
+    monkeypatch.setattr(scaling, "SHORT", "verses_char")
+    return folder
+
+
+def test_the_analysis_recovers_a_law_from_simulated_runs(texts, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "run_all", simulate)
+    monkeypatch.setattr(scaling, "REPEATS", 2)
+    assert scaling.main(["--seeds=2", "--results=results"]) == 0
     output = capsys.readouterr().out
     assert Path("results/scaling/table.md").read_text() in output
-    parts = [row["part"] for row in runs.read_rows(Path("results/scaling/runs.jsonl"))]
+    rows = runs.read_rows(Path("results/scaling/runs.jsonl"))
+    parts = [row["part"] for row in rows]
     counts = [parts.count(part) for part in ("fit", "held out", "short text")]
-    assert counts == [4, 1, 3]
-    assert parts.count("rates") >= 6
+    assert counts == [2 * 4 * 5, 2 * 4, 6]
+    c, p = scaling.rate_rule(rows)
+    assert p == pytest.approx(-0.5, abs=0.01)
+    law, _ = scaling.read_laws(Path("results/scaling/laws.json"))[scaling.MAIN]
+    assert law(1e6, 1e6) == pytest.approx(TRUE(1e6, 1e6), rel=0.01)
 
-    shutil.rmtree("data")  # so that training would fail
+    shutil.rmtree("data")  # so that a new run would fail
     assert scaling.main(["--redraw", "--results=results"]) == 0
-    assert capsys.readouterr().out in output
+    assert capsys.readouterr().out == output
     for name in ("law", "short_text"):
         assert Path(f"results/scaling/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("dataset", ["verses_byte", "verses_char"])
+def test_the_runs_of_a_size_train(texts, tiny, monkeypatch, dataset):
+    monkeypatch.setattr(scaling, "BASE", tiny(eval_tokens=200))
+    config = scaling.size_config(dataset, (1, 32), 512, rate=1e-2, seed=1)
+    assert config.max_steps == 4
+    assert config.patience == (3 if dataset == "verses_char" else None)
+    assert runs.run_one(config)["final"] < 6
 
 
 def test_committed_table_and_laws_are_those_of_the_runs(monkeypatch):
