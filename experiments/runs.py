@@ -161,6 +161,8 @@ def plus_minus(mean: float, half: float) -> str:
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """A table of rows {heading: cell}. The first row has all headings; missing cells are empty."""
+    if not rows:
+        return "(not measured)"
     headings = list(rows[0])
     cells = [headings, *([row.get(name, "") for name in headings] for row in rows)]
     head, *lines = ("| " + " | ".join(line) + " |" for line in cells)

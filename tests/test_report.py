@@ -116,12 +116,9 @@ def test_without_results_the_report_stays_as_it_is(folder, capsys):
 
 
 def test_tables_and_headline_numbers_are_those_of_the_committed_results():
-    values = report.all_values(ROOT / RESULTS)
-    for path in [ROOT / "REPORT.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        text = path.read_text(encoding="utf-8")
-        assert report.fill(text, values) == text, path
-    marked = report.MARK.findall((ROOT / "REPORT.md").read_text(encoding="utf-8"))
-    assert len(marked) > 40
+    text = (ROOT / "REPORT.md").read_text(encoding="utf-8")
+    assert len(report.MARK.findall(text)) > 40
+    assert report.fill(text, report.all_values(ROOT / RESULTS)) == text
 
 
 def test_no_two_values_have_the_same_name():
