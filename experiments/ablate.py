@@ -244,12 +244,13 @@ def arm_config(study: Study, base: Config, arm: str) -> Config:
         name: round(value.factor * getattr(base, name)) if isinstance(value, Times) else value
         for name, value in study.arms[arm].items()
     }
-    steps = settings.pop("max_steps", base.max_steps)
+    length = settings.pop("max_steps", base.max_steps) / base.max_steps
     config = replace(base, **settings)
     if study.equal_operations and arm != study.first:
         operations = operations_per_step(arm_config(study, base, study.first))
-        steps = max(1, round(steps * operations / operations_per_step(config)))
-    warmup = round(config.warmup_steps * steps / base.max_steps)
+        length *= operations / operations_per_step(config)
+    steps = max(1, round(length * base.max_steps))
+    warmup = round(length * config.warmup_steps)
     return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=max(1, steps // 4))
 
 

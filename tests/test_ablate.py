@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 from experiments import ablate, runs
-from experiments.ablate import STUDIES, Study, Times
+from experiments.ablate import STUDIES, Study
 from model import count_parameters
 
 WILD = {"grad_clip": 0.0, "norm_type": "none", "qk_norm": False}  # diverges at high rates

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, verses
+from helpers import ROOT, TINY, verses
 
 from config import Config
 from experiments import bench

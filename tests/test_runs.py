@@ -23,7 +23,7 @@ def test_run_all_trains_only_what_has_no_result(configs):
     assert results["calm"]["val_steps"] == [0, 2]
     assert results["calm"]["milliseconds_per_step"] > 0
     assert results["wild"]["final"] is None  # divergence is a result
-    assert results["wild"]["diverged"] > 0
+    assert results["wild"]["diverged"] is not None
     assert results["wild"]["best"] > 0
     assert not list(Path("out").glob("**/*.pt"))
     shutil.rmtree("data")  # so that training would fail
