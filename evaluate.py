@@ -15,6 +15,7 @@ from common.dataset import bits_per_byte, load_dataset, windows
 from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
 from common.files import read_text
+from common.tokenizer import known_line_ends
 from model import GPT, next_token_loss
 
 BATCH_TOKENS = 1 << 14  # tokens per forward pass
@@ -47,7 +48,7 @@ def mean_loss(
     model.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
     for starts, length in batches[distributed.rank() :: distributed.world_size()]:
-        ids = windows(tokens, starts, length + 1).to(device)
+        ids = windows(tokens, starts, length + 1, model.config.vocab_size).to(device)
         with autocast(device, dtype):
             logits = model(ids[:, :-1])
         total += next_token_loss(logits, ids, reduction="sum").cpu()
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
 
     # the text
     if args.text:
-        text, name = read_text(args.text), args.text
+        text, name = known_line_ends(read_text(args.text), tokenizer), args.text
         try:
             tokens, n_bytes = tokenizer.encode(text), len(text.encode("utf-8"))
         except ValueError as error:
@@ -117,6 +118,7 @@ def main(argv: list[str]) -> None:
         f"loss {loss:.4f} nats per token | perplexity {result['perplexity']:.3f} |"
         f" {result['bits_per_byte']:.4f} bits per byte"
     )
+    print("compare models with other tokenizers by their bits per byte, not by their loss")
 
 
 if __name__ == "__main__":

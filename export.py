@@ -74,10 +74,9 @@ generated from it have at most {block_size:,} tokens in all: there is no sliding
 """
 NOTES = {
     "char": "The tokenizer knows only the characters of its training text; on any other it raises an"
-    ' error ("not found in the vocabulary"). There is no end-of-text token.',
-    "byte": "The tokens are the bytes of UTF-8. There is no end-of-text token.",
-    "bpe": 'The tokens are GPT-2\'s. Token 50256 ends a text; "<|endoftext|>" inside a text is text'
-    " like any other.",
+    ' error ("not found in the vocabulary").',
+    "byte": "The tokens are the bytes of UTF-8.",
+    "bpe": 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
 }
 
 
@@ -190,14 +189,33 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
     }
     # the default length leaves room for a prompt: transformers has no sliding window here
     generation = {"max_new_tokens": max(1, config.block_size // 2)}
-    if tokenizer.kind != "bpe":
+    if tokenizer.kind == "bpe":
+        end = tokenizer.separator
+        settings |= {"bos_token": end, "eos_token": end, "pad_token": end}
+        settings["split_special_tokens"] = True  # inside a text they are text
+    if (end_id := find_end_id(tokenizer)) is None:
         return settings, generation | {"bos_token_id": None, "eos_token_id": None}
-    end_id = tokenizer.start_id
-    end = tokenizer.decode([end_id])
-    settings |= {"bos_token": end, "eos_token": end, "pad_token": end}
-    settings["split_special_tokens"] = True  # inside a text they are text
     ids = {"bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": end_id}
     return settings, generation | ids
+
+
+def find_end_id(tokenizer: Tokenizer) -> int | None:
+    """The token that ends a document, if there is one."""
+    if tokenizer.separator and len(tokenizer.start_ids) == 1:
+        return tokenizer.start_ids[0]
+    return None
+
+
+def describe_end(tokenizer: Tokenizer) -> str:
+    """A sentence on how a text ends."""
+    end, end_id = tokenizer.separator, find_end_id(tokenizer)
+    if end_id is not None:
+        return f"Token {end_id}, {end!r}, is between two texts: generation starts from it and stops at it."
+    if end:
+        return (
+            f"Texts end with {end!r}: pass stop_strings=[{end!r}], tokenizer=tokenizer to generate."
+        )
+    return "There is no end-of-text token."
 
 
 def write_card(
@@ -225,9 +243,9 @@ def write_card(
         vocab_size=run.vocab_size,
         kind=tokenizer.kind,
         folder=folder,
-        prompt=tokenizer.decode([tokenizer.start_id]),
+        prompt=tokenizer.decode(tokenizer.start_ids),
         length=run.block_size - 1,
-        note=NOTES[tokenizer.kind],
+        note=f"{NOTES[tokenizer.kind]} {describe_end(tokenizer)}",
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from common.cli import Parser, command
 from common.errors import UserError
+from common.files import expand
 from common.metrics import read_metrics
 
 PANELS = {
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--x", choices=AXES, default="step", help="x axis (default: %(default)s)")
     parser.add_argument("--out", default="out/curves.png", help="figure (default: %(default)s)")
     args = parser.parse_args(argv)
-    draw(args.metrics, args.out, args.x)
+    draw(expand(args.metrics), args.out, args.x)
     print(f"wrote {args.out}")
 
 

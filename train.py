@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from common import checkpoint, distributed, gpt2, run_state
 from common.arguments import load_config
 from common.checkpoint import SavedModel
-from common.cli import command, quote
+from common.cli import command, escape_controls, quote
 from common.dataset import Dataset, load_dataset, windows
 from common.device import (
     autocast,
@@ -35,6 +35,7 @@ from common.muon import Muon
 from common.progress import Progress, print_resume_command, print_summary
 from common.signals import StopSignals
 from common.timing import SaveTimer
+from common.tokenizer import first_document
 from config import Config
 from evaluate import mean_loss
 from model import GPT, flops_per_token, next_token_loss
@@ -82,7 +83,8 @@ class Batches:
 
     def __call__(self, step: int) -> torch.Tensor:
         ours = np.array_split(self.starts(step), distributed.world_size())[distributed.rank()]
-        return windows(self.tokens, ours, self.config.block_size + 1)
+        length, vocab_size = self.config.block_size + 1, self.config.vocab_size
+        return windows(self.tokens, ours, length, vocab_size)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -205,14 +207,15 @@ class Run:
         return patience is not None and evaluations >= patience
 
     def sample(self, length: int) -> str:
-        """A text of `length` tokens; equal weights give equal texts."""
-        model, device = self.eval_model, self.model.device
-        start = torch.tensor([[self.dataset.tokenizer.start_id]], device=device)
+        """A text of `length` tokens, or a whole document; equal weights give equal texts."""
+        model, device, tokenizer = self.eval_model, self.model.device, self.dataset.tokenizer
+        start = torch.tensor([tokenizer.start_ids], device=device)
         generator = torch.Generator(device).manual_seed(self.config.seed)
         model.eval()
         ids = model.generate(start, length, temperature=0.8, generator=generator)
         model.train()
-        return self.dataset.tokenizer.decode(ids[0, 1:].tolist())
+        text = tokenizer.decode(ids[0, start.size(1) :].tolist())
+        return first_document(text, tokenizer)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -314,7 +317,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
                 with metrics.clock.paused():
                     text = run.sample(200)
                     metrics.write(step, {"sample": text})
-                    progress.print(f"--- sample at step {step:,} ---\n{text}\n---")
+                    progress.print(f"--- sample at step {step:,} ---\n{escape_controls(text)}\n---")
 
             # make one step; reading its loss makes the loop wait, so do it at log_interval only
             loss, norm = run.update(step)
@@ -354,7 +357,7 @@ def conclude(run: Run, metrics: Metrics) -> float:
         print(
             f"best model (step {best.step:,}): validation loss {loss:.4f}, {bits:.4f} bits per byte"
         )
-        print(f"--- sample ---\n{text}\n---")
+        print(f"--- sample ---\n{escape_controls(text)}\n---")
         print(f"sample from it: python sample.py --ckpt {quote(str(path))}\ncurves: {curves}")
     return loss
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from common.errors import UserError
 
+MARK = "\0"  # before the value of a text option: argparse would remove "--" and take "-x" for an option
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviations, whose errors are one line."""
@@ -20,6 +22,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{message} (see python {self.prog} --help)", status=2)
+
+    def add_text(self, option: str, type: Callable[[str], str] = str, **options) -> None:
+        """Adds an option whose value may be any text, also one that begins with a dash."""
+        self.add_argument(option, type=lambda value: type(value.removeprefix(MARK)), **options)
+        self.texts = getattr(self, "texts", ()) + (option,)
+
+    def parse_known_args(self, args=None, namespace=None):
+        joined = []  # `--stop --` as `--stop=<MARK>--`, which argparse takes as it is
+        args = iter(sys.argv[1:] if args is None else args)
+        for argument in args:
+            option, equals, value = argument.partition("=")
+            if option in getattr(self, "texts", ()):
+                if not equals:
+                    value = next(args, None)
+                if value is None or not equals and value in self._option_string_actions:
+                    joined += [option] if value is None else [option, value]
+                else:
+                    joined.append(f"{option}={MARK}{value}")
+            else:
+                joined.append(argument)
+        return super().parse_known_args(joined, namespace)
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
@@ -56,6 +79,23 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
             return 130
 
     return run
+
+
+def unescape(text: str) -> str:
+    r"""The text with \n, \r, \t, \0 and \\, as typed in a shell, replaced by what they stand for."""
+    meanings = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\"}
+    return re.sub(r"\\([nrt0\\])", lambda match: meanings[match[1]], text)
+
+
+def escape_controls(text: str) -> str:
+    r"""The text as it is safe to print: on a terminal, with control characters such as \x1b escaped.
+
+    Newlines and tabs stay.
+    """
+    if not sys.stdout.isatty():
+        return text
+    controls = r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?=[^\n])"
+    return re.sub(controls, lambda match: repr(match[0])[1:-1], text)
 
 
 def fail(message: object, status: int = 1) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = Path("data")
 SPLITS = ("train", "val")
+CHECKED = 1 << 16  # ids of each split that load_dataset checks
 UNITS = ("tokens", "characters", "bytes")
 
 
@@ -49,11 +50,21 @@ def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
     return loss / math.log(2) * tokens / n_bytes
 
 
-def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> "torch.Tensor":
-    """The windows of a token array that begin at `starts`: (len(starts), length), int64."""
+def windows(tokens: np.ndarray, starts: np.ndarray, length: int, vocab_size: int) -> "torch.Tensor":
+    """The windows of a token array that begin at `starts`: (len(starts), length), int64.
+
+    Raises UserError if one has an id that is not in the vocabulary.
+    """
     import torch  # here, because prepare.py needs this module but not torch
 
-    return torch.from_numpy(tokens[starts[:, None] + np.arange(length)].astype(np.int64))
+    ids = tokens[starts[:, None] + np.arange(length)]
+    if (largest := ids.max(initial=0)) >= vocab_size:
+        path = getattr(tokens, "filename", "the text")
+        raise UserError(
+            f"{path} has the id {largest}, but the vocabulary has only {vocab_size} tokens:"
+            " prepare the dataset again"
+        )
+    return torch.from_numpy(ids.astype(np.int64))
 
 
 def is_prepared(name: str) -> bool:
@@ -88,10 +99,11 @@ def load_dataset(name: str) -> Dataset:
         path, count = folder / f"{split}.bin", meta[split]["tokens"]
         if not path.exists() or path.stat().st_size != 2 * count:
             raise UserError(f"{path} does not have the {count:,} tokens of meta.json; {again}")
+        # checks the first ids only, as the file may be large; `windows` checks those that it uses
         tokens = np.memmap(path, dtype="<u2", mode="r")
-        if (largest := tokens.max()) >= tokenizer.vocab_size:
+        if (largest := tokens[:CHECKED].max()) >= tokenizer.vocab_size:
             raise UserError(
-                f"{path} has the id {largest}, but the vocabulary only {tokenizer.vocab_size}"
+                f"{path} has the id {largest}, but the vocabulary has only {tokenizer.vocab_size}"
                 f" tokens; {again}"
             )
         splits[split] = tokens
