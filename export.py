@@ -66,7 +66,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 model = AutoModelForCausalLM.from_pretrained({folder!r})
 ids = tokenizer({prompt!r}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, do_sample=True, temperature=0.8, top_k=0)[0]))
+print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, do_sample=True, temperature=0.8, top_k=0{stop})[0]))
 ```
 
 (Without `top_k=0`, transformers samples from the 50 most likely tokens only.) A prompt and the text
@@ -228,6 +228,10 @@ def write_card(
         loss = f"{saved.best_val_loss:.4f} nats per token, {tokens}"
         if saved.best_step != saved.step:
             loss += f": the lowest of the run, at step {saved.best_step:,}, not of these weights"
+    stop, end = "", tokenizer.start_ids
+    if tokenizer.separator and len(end) > 1:
+        last = f"ids[:, -{len(end)}:] == ids.new_tensor({end})"
+        stop = f", stopping_criteria=[lambda ids, scores: ({last}).all(-1)]"
     return CARD.format(
         dataset=run.dataset,
         architecture=architecture,
@@ -244,7 +248,8 @@ def write_card(
         kind=tokenizer.kind,
         folder=folder,
         prompt=tokenizer.decode(tokenizer.start_ids),
-        length=run.block_size - 1,
+        length=run.block_size - len(tokenizer.start_ids),
+        stop=stop,
         note=f"{NOTES[tokenizer.kind]} {describe_end(tokenizer)}",
     )
 
