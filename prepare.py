@@ -349,7 +349,8 @@ def swap(new: Path, folder: Path) -> None:
 
 def report(folder: Path, meta: dict, found: Survey, tokenizer: Tokenizer) -> None:
     """Prints a summary of a new dataset."""
-    documents = f" ({meta['documents']:,} documents)" if meta["documents"] > 1 else ""
+    several = meta["documents"] > 1 + bool(found.own_validation)
+    documents = f" ({meta['documents']:,} documents)" if several else ""
     print(f"{folder}: {meta['source']}{documents}")
     for name in SPLITS:
         tokens, characters, n_bytes = (meta[name][unit] for unit in UNITS)

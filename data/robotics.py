@@ -125,7 +125,7 @@ def parse(xml: bytes) -> Page:
         )
         if "/api/errors" in name:
             return Page({}, error=abstract or title)
-        papers[re.sub(r"v\d+$", "", name)] = f"{title}\n\n{abstract}\n"
+        papers[re.sub(r"^https?://|v\d+$", "", name)] = f"{title}\n\n{abstract}\n"
     total = feed.findtext("search:totalResults", "", NAMES)
     return Page(papers, int(total), len(entries)) if total.isdecimal() else Page({})
 
