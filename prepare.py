@@ -110,24 +110,30 @@ def find_corpus(name: str, inputs: list[str] | None, limit: int | None, options:
 
 
 def jobs(pieces: Iterable[tuple[str, int, str]]) -> Iterator[tuple[str, list[list[str]]]]:
-    """Joins pieces of one split into jobs of about JOB_CHARACTERS: documents, each in pieces.
+    """Joins the pieces of each split into jobs of about JOB_CHARACTERS: documents, each in pieces.
 
     The first document of a job is the rest of the one before, without any piece if that had ended.
     """
-    name, job, size = "", [[]], 0
+    waiting = {name: [[]] for name in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
     latest = {}  # split -> number of its latest document
-    for next_name, number, text in pieces:
-        if size and (next_name != name or size + len(text) > JOB_CHARACTERS):
-            yield name, job
-            job, size = [[]], 0
-        name = next_name
+    for name, number, text in pieces:
+        if sizes[name] and sizes[name] + len(text) > JOB_CHARACTERS:
+            yield name, waiting[name]
+            waiting[name], sizes[name] = [[]], 0
         if latest.get(name, number) != number:
-            job.append([])
-        job[-1].append(text)
-        size += len(text)
+            waiting[name].append([])
+        waiting[name][-1].append(text)
+        sizes[name] += len(text)
         latest[name] = number
-    if size:
-        yield name, job
+    for name in SPLITS:
+        if sizes[name]:
+            yield name, waiting[name]
+
+
+def n_bytes(text: str) -> int:
+    """The length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
 def write_tokens(
@@ -141,8 +147,8 @@ def write_tokens(
     def encode(job: tuple[str, list[list[str]]]) -> tuple[str, np.ndarray, int, int]:
         name, documents = job
         texts = ["".join(pieces) for pieces in documents]
-        ids, text = tokenizer.encode_documents(texts), "".join(texts)
-        return name, ids.astype("<u2"), len(text), len(text.encode("utf-8"))
+        ids = tokenizer.encode_documents(texts).astype("<u2")
+        return name, ids, sum(map(len, texts)), sum(map(n_bytes, texts))
 
     counts = {name: dict.fromkeys(UNITS, 0) for name in SPLITS}
     todo = jobs(pieces)
@@ -151,15 +157,15 @@ def write_tokens(
         open(folder / "train.bin", "wb") as train,
         open(folder / "val.bin", "wb") as val,
         ThreadPoolExecutor(workers) as pool,
-        tqdm(desc="tokens", unit="B", unit_scale=True, disable=None, leave=False) as bar,
+        tqdm(desc="tokens", unit="", unit_scale=True, disable=None, leave=False) as bar,
     ):
         bins = {"train": train, "val": val}
         while batch := list(islice(todo, workers)):  # map() would read the whole corpus ahead
-            for name, ids, characters, n_bytes in pool.map(encode, batch):
+            for name, ids, *lengths in pool.map(encode, batch):
                 bins[name].write(ids)
-                for unit, count in zip(UNITS, (len(ids), characters, n_bytes)):
+                for unit, count in zip(UNITS, (len(ids), *lengths)):
                     counts[name][unit] += count
-                bar.update(n_bytes)
+                bar.update(len(ids))
     return counts
 
 
@@ -353,10 +359,10 @@ def report(folder: Path, meta: dict, found: Survey, tokenizer: Tokenizer) -> Non
     documents = f" ({meta['documents']:,} documents)" if several else ""
     print(f"{folder}: {meta['source']}{documents}")
     for name in SPLITS:
-        tokens, characters, n_bytes = (meta[name][unit] for unit in UNITS)
+        tokens, characters, size = (meta[name][unit] for unit in UNITS)
         print(
-            f"  {name:5}  {characters:>13,} characters  {n_bytes:>13,} bytes  {tokens:>13,} tokens"
-            f"  ({n_bytes / tokens:.2f} bytes each)"
+            f"  {name:5}  {characters:>13,} characters  {size:>13,} bytes  {tokens:>13,} tokens"
+            f"  ({size / tokens:.2f} bytes each)"
         )
     more = " ..." if len(found.vocabulary) > 100 else ""
     print(

@@ -148,6 +148,7 @@ def survey(corpus: Corpus) -> Survey:
     """Reads the corpus once."""
     sizes, hashed, parts = array("Q"), Hash(), array("B")
     seen = np.zeros(CODE_POINTS, dtype=bool)
+    known = b""  # the ASCII among them
     excerpt, nuls, marked = "", {}, False
     for part, number, text in read(corpus):
         if number == len(sizes):
@@ -158,8 +159,9 @@ def survey(corpus: Corpus) -> Survey:
         content = text.encode("utf-8")
         hashed.add(number, content)
         # dropping ASCII already seen, usually all of it, is faster than checking every character
-        known = np.flatnonzero(seen[:128]).astype(np.uint8).tobytes()
-        seen[code_points(content.translate(None, delete=known).decode("utf-8"))] = True
+        if new := content.translate(None, delete=known):
+            seen[code_points(new.decode("utf-8"))] = True
+            known = np.flatnonzero(seen[:128]).astype(np.uint8).tobytes()
         if NUL in text:
             nuls[number] = nuls.get(number, 0) + text.count(NUL)
         if not marked and END_OF_TEXT in text:
