@@ -69,7 +69,13 @@ def init_from(run, saved: SavedModel) -> None:
     source, dataset = run.config.init_from, run.dataset
     model, tokenizer = saved.build(run.model.device)
     if problem := difference(tokenizer, dataset.tokenizer):
-        raise UserError(f"can't fine-tune {source} on data/{dataset.name}: {problem}")
+        original = saved.config.get("dataset")
+        hint = (
+            f"prepare it with --tokenizer_of {original} (and --replace_unknown), or both with bytes"
+        )
+        if tokenizer.kind != "char" or original is None:
+            hint = f"prepare it as <name>_{tokenizer.kind}"
+        raise UserError(f"can't fine-tune {source} on data/{dataset.name}: {problem}; {hint}")
     try:
         run.model.load_state_dict(model.state_dict())
         if run.average:

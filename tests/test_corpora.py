@@ -65,7 +65,7 @@ def test_python_is_the_sorted_source_files_without_tests(library, tmp_path):
     assert platform.python_version() in corpus.source
 
 
-def test_python_adds_source_trees(library, tmp_path, monkeypatch):
+def test_python_adds_source_trees(library, tmp_path, monkeypatch, capsys):
     library(
         lib__abc_py=b"# abc",
         own__b_py=b"# b",
@@ -80,6 +80,7 @@ def test_python_adds_source_trees(library, tmp_path, monkeypatch):
     assert texts(corpus) == ["# abc", "# c", "# b", "# alone"]
     assert "standard library" in corpus.source
     assert own in corpus.source
+    assert "own/latin.py" in capsys.readouterr().out
     assert texts(python.load(tmp_path, inputs=[more], pattern="*_txt")) == ["# abc", "# e"]
     with pytest.raises(UserError, match=r"no \*\.py in"):
         python.load(tmp_path, inputs=[more])
