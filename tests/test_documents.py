@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import arguments
+from helpers import arguments
 
 import evaluate
 import export

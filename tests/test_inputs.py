@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, verses
+from helpers import ROOT, verses
 
 import prepare
 from common import files, inputs
