@@ -188,19 +188,23 @@ def make_tokenizer(kind: str, characters: str, separator: str | None = None) -> 
 
 
 def reuse_tokenizer(dataset: str, kind: str, separator: str | None, given: bool) -> Tokenizer:
-    """The tokenizer of a dataset, with this separator; if it was not `given`, perhaps another one.
+    """The tokenizer of a dataset, for text with this separator, or without documents if it is None.
 
-    Raises UserError if the tokenizer has another kind or does not know the separator.
+    given: the user wants this one; else it may be another that the tokenizer knows. Raises
+    UserError if the tokenizer has another kind or does not know the separator.
     """
     other = load_dataset(dataset).tokenizer
     if other.kind != kind:
         raise UserError(f"{dataset} uses {other.kind} tokens, not {kind} tokens", status=2)
     if kind != "char":
         return make_tokenizer(kind, "", separator)
-    if separator and not given:
+    if separator is None:
+        return CharTokenizer(other.characters)
+    if not given:
         separator = other.separator or (NUL if NUL in other.characters else None)
-    if unknown := set(separator or "") - set(other.characters):
-        raise UserError(f"{dataset}'s tokenizer does not know {''.join(sorted(unknown))!r}", 2)
+    if unknown := set(separator or "\n") - set(other.characters):
+        characters = "".join(sorted(unknown))
+        raise UserError(f"{dataset}'s tokenizer does not know the separator's {characters!r}")
     return CharTokenizer(other.characters, separator)
 
 

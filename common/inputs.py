@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from common.errors import UserError, listed
@@ -23,7 +24,8 @@ class Input:
         self.name = "standard input" if path == STDIN else str(path)
         if path == STDIN or not path.is_file():
             self.copy = tempfile.TemporaryFile()
-            shutil.copyfileobj(sys.stdin.buffer if path == STDIN else open(path, "rb"), self.copy)
+            with nullcontext(sys.stdin.buffer) if path == STDIN else open(path, "rb") as pipe:
+                shutil.copyfileobj(pipe, self.copy)
             self.size = self.copy.tell()
         else:
             self.size = path.stat().st_size

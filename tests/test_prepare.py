@@ -343,6 +343,24 @@ def test_line_ends_of_windows_fit_the_tokenizer_of_a_text_without_them(dataset):
     assert "".join(decoded("few_char")) == "a fool sees a fool.\n" * 20
 
 
+@pytest.mark.parametrize(
+    "separator, used, between", [(None, None, "\n\n"), ("t", "t", "t")], ids=["blank line", "given"]
+)
+def test_documents_in_the_tokenizer_of_a_text_without_documents(dataset, separator, used, between):
+    corpus = Corpus("", lambda: documents(["a fool", "my lord", "a sea"]))
+    prepare.make_dataset("docs_char", "char", corpus, 0.3, None, "verses_char", False, separator)
+    assert load_dataset("docs_char").tokenizer.separator == used
+    assert decoded("docs_char")[0].count(between) == 1
+
+
+def test_a_separator_that_the_other_tokenizer_does_not_know_is_refused(dataset):
+    Path("names.txt").write_text("a|b|d")
+    with pytest.raises(
+        UserError, match=r"verses_char's tokenizer does not know the separator's '\|'"
+    ):
+        prepare.prepare("n_char", ["names.txt"], tokenizer_of="verses_char", separator="|")
+
+
 def test_unknown_characters_can_be_replaced(dataset, capsys):
     text = "a fóol\u2026 3 sees\u2014\u201cw\u00e4r\u201d.\n"
     Path("few.txt").write_bytes((text * 20).encode())
