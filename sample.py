@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     add("--top_k", type=whole_number(1, 10**9), help="sample from the k most likely tokens only")
     add("--top_p", type=probability, help="... from the fewest tokens with this total probability")
     add("--stop", help="end a sample after this text")
-    add("--seed", type=whole_number(0, 2**63 - 1), default=1337, help="other seed, other text")
+    add("--seed", type=whole_number(0, 2**63 - 1), default=1337, help="of the random numbers")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     args = parser.parse_args(argv)
     if args.prompt and args.prompt_file:
