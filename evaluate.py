@@ -15,7 +15,7 @@ from common.dataset import bits_per_byte, load_dataset, windows
 from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
 from common.files import read_text
-from common.tokenizer import known_line_ends
+from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
 BATCH_TOKENS = 1 << 14  # tokens per forward pass
@@ -33,29 +33,34 @@ def mean_loss(
     Several processes share the windows: each has to call this, and gets the same loss.
     """
     T, device = model.config.block_size, model.device
+
+    # where the windows start: all of them, or evenly spaced ones
     full, rest = divmod(len(tokens) - 1, T)
     starts = T * np.arange(full)
     if full and max_tokens is not None and len(tokens) - 1 > max_tokens:
-        count = max(1, min(full, max_tokens // T))
-        starts, rest = T * (np.arange(count) * full // count), 0
+        chosen = max(1, min(full, max_tokens // T))
+        starts, rest = T * (np.arange(chosen) * full // chosen), 0
 
+    # batches of windows of equal length: (starts, length)
     batch_size = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // T)
     batches = [(starts[i : i + batch_size], T) for i in range(0, len(starts), batch_size)]
     if rest:
         batches.append((np.array([full * T]), rest))
 
+    # this process's share of the sum
     training = model.training
     model.eval()
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for starts, length in batches[distributed.rank() :: distributed.world_size()]:
-        ids = windows(tokens, starts, length + 1, model.config.vocab_size).to(device)
+    loss_sum, count = torch.zeros((), dtype=torch.float64), 0
+    for batch_starts, length in batches[distributed.rank() :: distributed.world_size()]:
+        ids = windows(tokens, batch_starts, length + 1, model.config.vocab_size).to(device)
         with autocast(device, dtype):
             logits = model(ids[:, :-1])
-        total += next_token_loss(logits, ids, reduction="sum").cpu()
-        count += len(starts) * length
+        loss_sum += next_token_loss(logits, ids, reduction="sum").cpu()
+        count += len(batch_starts) * length
     model.train(training)
-    total, count = distributed.total([total.item(), count])
-    return total / count
+
+    loss_sum, count = distributed.total([loss_sum.item(), count])
+    return loss_sum / count
 
 
 @command
@@ -77,10 +82,10 @@ def main(argv: list[str]) -> None:
 
     # the text
     if args.text:
-        text, name = known_line_ends(read_text(args.text), tokenizer), args.text
+        name, text = args.text, known_line_ends(read_text(args.text), tokenizer)
         try:
             tokens, n_bytes = tokenizer.encode(text), len(text.encode("utf-8"))
-        except ValueError as error:
+        except UnknownCharacters as error:
             raise UserError(f"{args.text} has {error}") from None
     else:
         dataset = load_dataset(config.dataset)

@@ -66,7 +66,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 model = AutoModelForCausalLM.from_pretrained({folder!r})
 ids = tokenizer({prompt!r}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, do_sample=True, temperature=0.8, top_k=0{stop})[0]))
+sampling = {{"do_sample": True, "temperature": 0.8, "top_k": 0{stop}}}
+print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, **sampling)[0]))
 ```
 
 (Without `top_k=0`, transformers samples from the 50 most likely tokens only.) A prompt and the text
@@ -103,18 +104,14 @@ def describe_model(config: GPTConfig, architecture: str) -> dict:
     common = {"dtype": "float32", "tie_word_embeddings": config.tie_embeddings}
     if architecture == "GPT2":
         sizes = {theirs: getattr(config, ours) for ours, theirs in GPT2_SIZES.items()}
-        return (
-            common
-            | GPT2_FIXED
-            | sizes
-            | {
-                "architectures": ["GPT2LMHeadModel"],
-                "n_ctx": config.block_size,  # llama.cpp reads it
-                "embd_pdrop": config.dropout,
-                "resid_pdrop": config.dropout,
-                "attn_pdrop": 0.0,
-            }
-        )
+        others = {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_ctx": config.block_size,  # llama.cpp reads it
+            "embd_pdrop": config.dropout,
+            "resid_pdrop": config.dropout,
+            "attn_pdrop": 0.0,
+        }
+        return common | GPT2_FIXED | sizes | others
     return common | {
         "architectures": [f"{architecture}ForCausalLM"],
         "model_type": architecture.lower(),
@@ -210,18 +207,14 @@ def describe_end(tokenizer: Tokenizer) -> str:
     """A sentence on how a text ends."""
     end, end_id = tokenizer.separator, find_end_id(tokenizer)
     if end_id is not None:
-        return f"Token {end_id}, {end!r}, is between two texts: generation starts from it and stops at it."
+        return f"Token {end_id}, {end!r}, begins and ends a text."
     if end:
-        return (
-            f"Texts end with {end!r}: pass stop_strings=[{end!r}], tokenizer=tokenizer to generate."
-        )
+        return f"{end!r} begins and ends a text; it is several tokens, hence `stopping_criteria`."
     return "There is no end-of-text token."
 
 
-def write_card(
-    saved: Checkpoint, model: GPT, tokenizer: Tokenizer, architecture: str, folder: str
-) -> str:
-    """The text of the model card: what was measured, and how to load the model."""
+def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folder: str) -> str:
+    """The text of README.md: what was measured, and how to load the model."""
     run, loss = saved.settings(), "not measured"
     if math.isfinite(saved.best_val_loss):
         tokens = f"on at most {run.eval_tokens:,} tokens"
@@ -231,7 +224,7 @@ def write_card(
     stop, end = "", tokenizer.start_ids
     if tokenizer.separator and len(end) > 1:
         last = f"ids[:, -{len(end)}:] == ids.new_tensor({end})"
-        stop = f", stopping_criteria=[lambda ids, scores: ({last}).all(-1)]"
+        stop = f', "stopping_criteria": [lambda ids, scores: ({last}).all(-1)]'
     return CARD.format(
         dataset=run.dataset,
         architecture=architecture,
@@ -298,13 +291,17 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--out", default="hf", help="folder to make (default: %(default)s)")
     args = parser.parse_args(argv)
-    safetensors, out = optional_package("safetensors.torch"), Path(args.out).resolve()
+    safetensors = optional_package("safetensors.torch")
+    out = Path(args.out).resolve()
     check_free(out)
 
+    # the model
     saved = checkpoint.load(args.ckpt)
     model, tokenizer = saved.build(torch.device("cpu"))
     architecture = find_architecture(model.config)
     weights = find_weights(model, architecture)
+
+    # the files
     special_tokens, generation = describe_special_tokens(tokenizer, model.config)
     ids = {name: value for name, value in generation.items() if name.endswith("token_id")}
     config = describe_model(model.config, architecture) | ids | {MARK: saved.run_id}
@@ -319,10 +316,11 @@ def main(argv: list[str]) -> None:
         name: json.dumps(content, ensure_ascii=False, indent=2).encode()
         for name, content in descriptions.items()
     }
-    files["README.md"] = write_card(saved, model, tokenizer, architecture, args.out).encode()
+    files["README.md"] = model_card(saved, tokenizer, architecture, args.out).encode()
     files["model.safetensors"] = safetensors.save(weights, {"format": "pt"})
     write_folder(out, files)
     load = f"AutoModelForCausalLM.from_pretrained({args.out!r})"
+
     print(f"exported to {args.out} as a {architecture} model; load it with {load}")
 
 

@@ -63,7 +63,7 @@ def curves(paths: list[str | Path], x: str = "step"):
             raise UserError(f"{path} is empty: the run has no metrics yet")
 
     # one panel for the loss, and one for anything else that any run has measured
-    measured = set().union(*(row for rows in runs for row in rows))
+    measured = {key for rows in runs for row in rows for key in row}
     keys = [key for key in PANELS if key == "train/loss" or key in measured]
     figure = Figure(figsize=(8, 2 + 2 * len(keys)))
     axes = figure.subplots(
@@ -72,15 +72,15 @@ def curves(paths: list[str | Path], x: str = "step"):
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.06, top=0.98, hspace=0.08)
 
     for i, (rows, name) in enumerate(zip(runs, run_names(paths))):
-        style = {"color": COLORS[i % len(COLORS)], "linestyle": STYLES[i // len(COLORS) % 4]}
+        color, line = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
         for axis, key in zip(axes, keys):
             xs, ys = series(rows, key, x)
             if key == "train/lr":
-                axis.plot(xs, ys, **style)
+                axis.plot(xs, ys, color=color, linestyle=line)
             else:
-                axis.plot(xs, ys, color=style["color"], alpha=0.25, linewidth=0.7)
-                axis.plot(xs, smooth(ys), linewidth=1.2, label=name, **style)
-        axes[0].plot(*series(rows, "val/loss", x), color=style["color"], **VALIDATION)
+                axis.plot(xs, ys, color=color, alpha=0.25, linewidth=0.7)
+                axis.plot(xs, smooth(ys), color=color, linestyle=line, linewidth=1.2, label=name)
+        axes[0].plot(*series(rows, "val/loss", x), color=color, **VALIDATION)
 
     for axis, key in zip(axes, keys):
         axis.set_ylabel(PANELS[key])

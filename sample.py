@@ -18,8 +18,8 @@ from common.files import read_text
 from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """An argument type: a whole number from low to high."""
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A type for argparse: a whole number from low to high."""
 
     def parse(text: str) -> int:
         number = int(text)
@@ -61,11 +61,8 @@ class Writer:
     """Turns the tokens of a sample into text, up to the end of its document or after `stop`."""
 
     def __init__(self, tokenizer: Tokenizer, stop: str | None):
-        self.decode, self.separator, self.stop = (
-            tokenizer.stream_decoder(),
-            tokenizer.separator,
-            stop,
-        )
+        self.decode = tokenizer.stream_decoder()
+        self.separator, self.stop = tokenizer.separator, stop
         self.text, self.written = "", 0  # the last of the text, and how much of it was returned
         self.ended = False
 
@@ -124,7 +121,7 @@ def write_all(stream: Iterable[torch.Tensor], writers: list[Writer]) -> list[str
 
 def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
     """Lets the user and the model write a text in turn, until the input ends."""
-    print("Type a line to add it; press Enter to let the model continue.")
+    print("Type a line to add to the text, or just press Enter; then the model continues it.")
     print("Ctrl-C stops generating, Ctrl-D quits.")
     print(text, end="")
     while True:
@@ -151,17 +148,17 @@ def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="sample.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--ckpt", default="out/capstone_best.pt", help="or gpt2 (default: %(default)s)")
+    add("--ckpt", default="out/capstone_best.pt", help="checkpoint, or gpt2 (default: %(default)s)")
     parser.add_text("--prompt", default="", help="text to continue")
     add("--prompt_file", help="UTF-8 file with the text to continue")
     add("--interactive", action="store_true", help="write a text together with the model")
-    add("--max_new_tokens", type=whole(1, 10**8), default=500, help="(default: %(default)s)")
-    add("--num_samples", type=whole(1, 10**6), default=1, help="generated as one batch")
+    add("--max_new_tokens", type=whole_number(1, 10**8), default=500, help="tokens (default: 500)")
+    add("--num_samples", type=whole_number(1, 10**6), default=1, help="generated as one batch")
     add("--temperature", type=temperature, default=0.8, help="0: no randomness (default: 0.8)")
-    add("--top_k", type=whole(1, 10**9), help="sample from the k most likely tokens only")
-    add("--top_p", type=probability, help="sample from the likeliest tokens of this probability")
+    add("--top_k", type=whole_number(1, 10**9), help="sample from the k most likely tokens only")
+    add("--top_p", type=probability, help="... from the fewest tokens with this total probability")
     parser.add_text("--stop", type=unescape, help=r"end a sample after this text, such as '\n'")
-    add("--seed", type=whole(0, 2**63 - 1), default=1337, help="(default: %(default)s)")
+    add("--seed", type=whole_number(0, 2**63 - 1), default=1337, help="of the random numbers")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     args = parser.parse_args(argv)
     if args.prompt and args.prompt_file:
@@ -172,7 +169,7 @@ def main(argv: list[str]) -> None:
     # the model
     device, _ = pick_device(args.device)
     model, tokenizer = gpt2.load(args.ckpt).build(device)
-    if args.temperature > 0:  # else float32: the top two may differ by less than bfloat16 resolves
+    if args.temperature > 0:  # without randomness, rounding to bfloat16 could decide the text
         model.to(pick_weights_dtype(device, args.num_samples))
     generator = torch.Generator(device).manual_seed(args.seed)
 

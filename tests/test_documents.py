@@ -84,7 +84,7 @@ def test_an_exported_model_stops_at_the_end_of_a_document(inside, name):
     assert export.main(["--ckpt", f"out/{name}_last.pt", "--out", name]) == 0
     end = load_dataset(f"{name}_char").tokenizer.separator
     code = re.search("```python\n(.*?)```", Path(name, "README.md").read_text(), re.DOTALL)[1]
-    code = code.replace("do_sample=True, temperature=0.8, top_k=0", "do_sample=False")
+    code = code.replace('"do_sample": True, "temperature": 0.8, "top_k": 0', '"do_sample": False')
     printed = []
     exec(code, {"print": printed.append, "transformers": transformers})
     (text,) = printed
