@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from common.errors import UserError
 
-MARK = "\0"  # before the value of a text option: argparse would remove "--" and take "-x" for an option
+MARK = "\0"  # before the value of a text option: argparse removes "--" and refuses "-x"
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,30 +19,31 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+        self.text_options = set()
 
     def error(self, message: str):
         raise UserError(f"{message} (see python {self.prog} --help)", status=2)
 
     def add_text(self, option: str, type: Callable[[str], str] = str, **options) -> None:
-        """Adds an option whose value may be any text, also one that begins with a dash."""
+        """Adds an option whose value may be any text, even if it begins with a dash."""
+        self.text_options.add(option)
         self.add_argument(option, type=lambda value: type(value.removeprefix(MARK)), **options)
-        self.texts = getattr(self, "texts", ()) + (option,)
 
     def parse_known_args(self, args=None, namespace=None):
-        joined = []  # `--stop --` as `--stop=<MARK>--`, which argparse takes as it is
-        args = iter(sys.argv[1:] if args is None else args)
-        for argument in args:
+        marked = []  # `--stop --` and `--stop=--` as `--stop=<MARK>--`
+        rest = list(sys.argv[1:] if args is None else args)
+        while rest:
+            argument = rest.pop(0)
             option, equals, value = argument.partition("=")
-            if option in getattr(self, "texts", ()):
-                if not equals:
-                    value = next(args, None)
-                if value is None or not equals and value in self._option_string_actions:
-                    joined += [option] if value is None else [option, value]
-                else:
-                    joined.append(f"{option}={MARK}{value}")
+            if option not in self.text_options:
+                marked.append(argument)
+            elif equals:
+                marked.append(f"{option}={MARK}{value}")
+            elif rest and rest[0] not in self._option_string_actions:
+                marked.append(f"{option}={MARK}{rest.pop(0)}")
             else:
-                joined.append(argument)
-        return super().parse_known_args(joined, namespace)
+                marked.append(option)  # without a value, which argparse refuses
+        return super().parse_known_args(marked, namespace)
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:

@@ -53,12 +53,12 @@ def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
 def windows(tokens: np.ndarray, starts: np.ndarray, length: int, vocab_size: int) -> "torch.Tensor":
     """The windows of a token array that begin at `starts`: (len(starts), length), int64.
 
-    Raises UserError if one has an id that is not in the vocabulary.
+    Raises UserError if vocab_size is given and an id is not in the vocabulary.
     """
     import torch  # here, because prepare.py needs this module but not torch
 
     ids = tokens[starts[:, None] + np.arange(length)]
-    if (largest := ids.max(initial=0)) >= vocab_size:
+    if vocab_size and (largest := ids.max(initial=0)) >= vocab_size:
         path = getattr(tokens, "filename", "the text")
         raise UserError(
             f"{path} has the id {largest}, but the vocabulary has only {vocab_size} tokens:"

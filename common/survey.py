@@ -61,14 +61,13 @@ def limited(corpus: Corpus, limit: int) -> Corpus:
     """The documents that fit into `limit` bytes together, in order; if none does, a part of the
     first one.
     """
-    chosen, total = set(), 0
-    for number, size in enumerate(document_sizes(corpus.text())):
-        if total + size <= limit:
-            chosen.add(number)
-            total += size
+    chosen, total = bytearray(), 0  # a 1 for each document that fits
+    for size in document_sizes(corpus.text()):
+        chosen.append(total + size <= limit)
+        total += size if chosen[-1] else 0
         if total > 0.99 * limit:  # the rest need not be read
             break
-    if chosen:
+    if any(chosen):
         return Corpus(corpus.source, lambda: choose(corpus.text(), chosen))
     return Corpus(corpus.source, lambda: beginning(corpus.text(), limit))
 
@@ -84,17 +83,17 @@ def document_sizes(text: Text) -> Iterator[int]:
     yield size
 
 
-def choose(text: Text, chosen: set[int]) -> Text:
-    """The documents with these numbers."""
+def choose(text: Text, chosen: bytearray) -> Text:
+    """The documents whose number has a 1."""
     last = 0
     for _, number, piece in read(Corpus("", lambda: text)):
-        if number > max(chosen):
+        if number == len(chosen):
             return
         if number > last:
             yield END
-        if number in chosen:
+            last = number
+        if chosen[number]:
             yield piece
-        last = number
 
 
 def beginning(text: Text, limit: int) -> Text:
