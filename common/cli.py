@@ -83,13 +83,13 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
 
 
 def unescape(text: str) -> str:
-    r"""The text with \n, \r, \t, \0 and \\, as typed in a shell, replaced by what they stand for."""
+    r"""Replaces \n, \r, \t, \0 and \\, as typed in a shell, by the characters they stand for."""
     meanings = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\"}
     return re.sub(r"\\([nrt0\\])", lambda match: meanings[match[1]], text)
 
 
 def escape_controls(text: str) -> str:
-    r"""The text as it is safe to print: on a terminal, with control characters such as \x1b escaped.
+    r"""The text as it is safe to print: on a terminal, control characters become \x1b and the like.
 
     Newlines and tabs stay.
     """

@@ -1,7 +1,7 @@
 """A prepared dataset on disk: data/<dataset>/{train.bin, val.bin, meta.json}.
 
-The .bin files are plain uint16 token ids. meta.json has the tokenizer, where the text came from, its
-sha256, and for each split the number of tokens, characters and bytes.
+The .bin files are plain uint16 token ids. meta.json has the tokenizer, where the text came from,
+its sha256, and for each split the number of tokens, characters and bytes.
 """
 
 import hashlib

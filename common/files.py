@@ -18,7 +18,7 @@ STDIN = Path("-")
 
 
 def expand(paths: Iterable[str]) -> list[str]:
-    """Expands wildcards that the shell has not expanded. Raises UserError if one matches nothing."""
+    """Expands wildcards that the shell has left. Raises UserError if one matches nothing."""
     found = []
     for path in paths:
         if os.path.lexists(path) or not set("*?[") & set(path):

@@ -191,7 +191,7 @@ KINDS = ("char", "byte", "bpe")
 
 
 def from_dict(state: dict) -> Tokenizer:
-    """The tokenizer that to_dict() was called on. Raises ValueError if state is not from to_dict()."""
+    """The tokenizer whose to_dict() gave `state`. Raises ValueError if there is none."""
     match {"separator": None} | state:
         case {
             "kind": "char",

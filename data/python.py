@@ -10,7 +10,10 @@ from common import files
 from common.errors import UserError, listed
 from data import Corpus, documents
 
-ABOUT = "12 MB: the standard library of the Python that runs this, no download; indentation, brackets, names"
+ABOUT = (
+    "12 MB: the standard library of the Python that runs this, no download;"
+    " indentation, brackets, names"
+)
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
