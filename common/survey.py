@@ -270,6 +270,8 @@ def substitutes(unknown: str, characters: str) -> dict[str, str]:
     found = {}
     for character in unknown:
         plain = PLAIN.get(character) or unicodedata.normalize("NFKD", character)
+        if not set(plain) & set(characters):  # such as double quotation marks: try single ones
+            plain = PLAIN.get(plain, plain)
         found[character] = "".join(c for c in plain if c in characters)
     return found
 

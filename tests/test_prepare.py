@@ -369,6 +369,11 @@ def test_unknown_characters_can_be_replaced(dataset, capsys):
     assert "'ó' by 'o'" in capsys.readouterr().out
 
 
+def test_substitutes_are_the_most_similar_known_characters():
+    found = survey.substitutes("“’éﬁ3—\t", "abefi' -")
+    assert found == {"“": "'", "’": "'", "é": "e", "ﬁ": "fi", "3": "", "—": "--", "\t": " "}
+
+
 def test_more_characters_than_ids_are_refused(folder):
     text = "".join(chr(code) for code in range(0x20, 0x20000) if not 0xD800 <= code < 0xE000)
     Path("all.txt").write_text(text, encoding="utf-8")
