@@ -8,8 +8,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from common.errors import UserError
+
+LESS_MEMORY = {  # what to try, by command
+    "train.py": "a smaller micro_batch_size or a smaller model",
+    "sample.py": "a smaller --num_samples or --max_new_tokens",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +25,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str):
-        raise UserError(f"{message} (see python {self.prog} --help)", status=2)
+        hint = f"see python {self.prog} --help"
+        if message.startswith("unrecognized arguments") and message.endswith(".pt"):
+            hint = f"did you mean --ckpt {message.split()[-1]}?"
+        raise UserError(f"{message} ({hint})", status=2)
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
@@ -49,8 +58,10 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
             full = re.search("out of memory|allocate memory", str(error))
             if isinstance(error, RuntimeError) and not full:
                 raise
-            hint = "try a smaller micro_batch_size (train.py) or a smaller model"
-            return fail(f"out of memory: {hint} ({error})")
+            script = Path(main.__code__.co_filename).name
+            return fail(
+                f"out of memory: try {LESS_MEMORY.get(script, 'a smaller model')} ({error})"
+            )
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             return 130

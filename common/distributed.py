@@ -11,6 +11,10 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
+
 
 def rank() -> int:
     """This process's number among all processes."""
@@ -42,18 +46,33 @@ def restarted() -> bool:
     return any_process(restart_count() > 0)[0]
 
 
-def mute_others() -> None:
-    """Lets only process 0 print; errors, on stderr, are shown by all."""
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")
+def check_environment() -> None:
+    """Raises UserError if only some of torchrun's variables are set, as some platforms do."""
+    numbers = [os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    missing = [name for name in VARIABLES if name not in os.environ]
+    wrong = not all(number.isdecimal() for number in numbers)
+    if wrong or missing and (rank() > 0 or world_size() > 1):
+        lacking = f" but not {', '.join(missing)}" if missing else ""
+        raise UserError(
+            f"RANK and WORLD_SIZE are set{lacking}: start several processes with torchrun, or unset"
+            " these variables for a single one",
+            status=2,
+        )
 
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Connects the processes while the block runs: NCCL between GPUs, gloo for CPU tensors."""
+    """Connects the processes while the block runs: NCCL between GPUs, gloo for CPU tensors.
+
+    Only process 0 prints; errors, on stderr, are shown by all. Raises UserError if there should be
+    several processes but torchrun did not start them.
+    """
+    check_environment()
     if world_size() == 1:
         yield
         return
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
     store, *_ = next(dist.rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # the store survives a restart and still holds the old processes' addresses
@@ -61,7 +80,10 @@ def group() -> Iterator[None]:
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backends, store=store, rank=rank(), world_size=world_size())
     yield
-    wait()  # with gloo, a process that exits early breaks the others' connections
+    # Two things go wrong at the end with gloo. A process that exits early breaks the connections of
+    # the others. And a thread of gloo's that still has a tensor of the last all_reduce when Python
+    # shuts down aborts the process. So all wait here, in a barrier, which has no tensor.
+    dist.barrier()
     dist.destroy_process_group()
 
 

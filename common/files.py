@@ -4,6 +4,7 @@ import codecs
 import fnmatch
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,7 +108,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
     if os.name == "posix":  # the rename itself must reach the disk too
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
+        with suppress(OSError):  # some file systems can't sync a folder (FUSE, CIFS, VirtualBox)
+            os.fsync(folder)
         os.close(folder)
 
 
