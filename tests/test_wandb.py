@@ -7,9 +7,9 @@ from unittest.mock import MagicMock
 import pytest
 from helpers import before_update, stop_at
 
-from common import checkpoint
 from common.errors import UserError
 from common.metrics import read_metrics
+from common.wandb_run import WandbRun
 from train import train
 
 METRICS = "out/tiny_metrics.jsonl"
@@ -46,28 +46,69 @@ def samples(wandb) -> list[list]:
     return [[step for step, _ in table] for table in logged(wandb, "samples")]
 
 
-def test_nothing_is_logged_unless_asked(dataset, tiny, wandb):
-    train(tiny(max_steps=2))
+# starting
+
+
+def test_nothing_is_logged_unless_asked(folder, tiny, wandb):
+    run = WandbRun(tiny(), "the id")
+    run.log({"step": 0})
+    run.finish(0)
     wandb.init.assert_not_called()
 
 
-def test_a_run_is_started_with_its_settings(dataset, online, wandb):
-    train(replace(online, max_steps=2, wandb_project="mine"))
+def test_a_run_is_started_with_its_settings(folder, online, wandb):
+    WandbRun(replace(online, wandb_project="mine"), "the id")
     wandb.login.assert_called_once()
     options = wandb.init.call_args.kwargs
     assert options["mode"] == "online"
     assert options["project"] == "mine"
-    assert options["id"] == checkpoint.run_id("out/tiny_best.pt")
+    assert options["name"] == "tiny-2L-32d"
+    assert options["id"] == "the id"
+    assert options["resume"] == "allow"
     assert options["config"]["learning_rate"] == online.learning_rate
-    assert options["config"]["vocab_size"] > 1
     wandb.init.return_value.define_metric.assert_called_once_with("*", step_metric="step")
 
 
-def test_the_variable_of_the_environment_starts_a_run_too(dataset, tiny, wandb, monkeypatch):
+def test_the_environment_variable_starts_a_run_too(folder, tiny, wandb, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train(tiny(max_steps=2))
+    WandbRun(tiny(), "the id")
     assert wandb.init.call_args.kwargs["mode"] == "offline"
     wandb.login.assert_not_called()
+
+
+def test_a_setting_overrides_the_environment_variable(folder, tiny, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandbRun(tiny(wandb_mode="disabled"), "the id")
+    wandb.init.assert_not_called()
+
+
+def test_an_error_at_the_start_is_reported(folder, online, wandb, capsys):
+    wandb.init.side_effect = TimeoutError("no answer")
+    WandbRun(online, "the id").log({"step": 0})
+    assert capsys.readouterr().out == "Weights & Biases is disabled: no answer\n"
+
+
+def test_a_missing_api_key_is_reported(folder, online, wandb, capsys):
+    wandb.login.return_value = False
+    WandbRun(online, "the id").log({"step": 0})
+    assert "there is no API key: run `wandb login`" in capsys.readouterr().out
+    wandb.init.assert_not_called()
+
+
+def test_a_missing_library_is_reported(folder, online, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
+    WandbRun(online, "the id").log({"step": 0})
+    assert "Weights & Biases is disabled: it is not installed" in capsys.readouterr().out
+
+
+def test_an_unknown_mode_is_reported(folder, tiny, wandb, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "bogus")
+    WandbRun(tiny(), "the id").log({"step": 0})
+    assert "WANDB_MODE=bogus is not online or offline" in capsys.readouterr().out
+    wandb.init.assert_not_called()
+
+
+# logging
 
 
 def test_every_row_of_the_metrics_is_logged(dataset, online, wandb):
@@ -95,7 +136,6 @@ def test_a_resumed_run_continues_the_same_one(dataset, online, wandb):
     train(replace(online, sample_interval=5, resume=True))
     first, second = wandb.init.call_args_list
     assert first.kwargs["id"] == second.kwargs["id"]
-    assert second.kwargs["resume"] == "allow"
     assert logged(wandb, "train/loss") == [
         row["train/loss"] for row in read_metrics(METRICS) if "train/loss" in row
     ]
@@ -118,31 +158,6 @@ def test_an_error_while_logging_does_not_end_the_run(dataset, online, wandb, cap
     message = "Weights & Biases is disabled for the rest of the run: the network is down\n"
     assert message in capsys.readouterr().out
     wandb.init.return_value.log.assert_called_once()
-
-
-def test_an_error_at_the_start_does_not_end_the_run(dataset, online, wandb, capsys):
-    wandb.init.side_effect = TimeoutError("no answer")
-    assert train(replace(online, max_steps=2))["finished"]
-    assert "Weights & Biases is disabled: no answer" in capsys.readouterr().out
-
-
-def test_without_an_api_key_the_run_continues(dataset, online, wandb, capsys):
-    wandb.login.return_value = False
-    assert train(replace(online, max_steps=2))["finished"]
-    assert "there is no API key: run `wandb login`" in capsys.readouterr().out
-
-
-def test_without_the_library_the_run_continues(dataset, online, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
-    assert train(replace(online, max_steps=2))["finished"]
-    assert "Weights & Biases is disabled: it is not installed" in capsys.readouterr().out
-
-
-def test_an_unknown_mode_is_reported(dataset, tiny, wandb, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "bogus")
-    assert train(tiny(max_steps=2))["finished"]
-    assert "WANDB_MODE=bogus is not online or offline" in capsys.readouterr().out
-    wandb.init.assert_not_called()
 
 
 @pytest.mark.slow
