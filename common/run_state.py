@@ -112,12 +112,17 @@ def resume(run, saved: Checkpoint) -> None:
         run.model.load_state_dict(saved.raw_model or saved.model)
         for optimizer, state in zip(run.optimizers, saved.optimizers, strict=True):
             groups = optimizer.state_dict()["param_groups"]  # with this run's settings
+            for group, before in zip(groups, state["param_groups"], strict=True):
+                group["params"] = before["params"]  # load_state_dict compares their number
             optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         if saved.scaler and run.scaler.is_enabled():  # the dtype may have changed
             run.scaler.load_state_dict(saved.scaler)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not match this run: {reason}") from None
+        raise UserError(
+            f"{path} does not match this run ({reason}); --init_from={path} starts a new run from"
+            " its weights"
+        ) from None
     run.step, run.id = saved.step, saved.run_id
     run.best_step, run.best_val_loss = saved.best_step, saved.best_val_loss
 

@@ -1,3 +1,5 @@
+import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ torch.set_num_threads(1)  # the models here are so small that threads would only
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=3, help="how often test_kill.py kills a run")
+    parser.addoption("--kills", type=int, default=2, help="how often test_kill.py kills a run")
+    parser.addoption("--kill_seed", type=int, help="repeats the kills of an earlier test_kill.py")
     parser.addoption("--memory_steps", type=int, default=400, help="steps in test_memory.py")
 
 
@@ -39,17 +42,36 @@ def bpe(folder):
 
 
 @pytest.fixture
+def empty_config(folder):
+    """The path of a config file that sets nothing, in the current folder."""
+    Path("empty.py").write_text("")
+    return "empty.py"
+
+
+@pytest.fixture
 def dataset(folder):
     """The current folder, with a prepared data/verses_char."""
-    (folder / "verses.txt").write_text(verses(400))
+    Path("verses.txt").write_text(verses(400))
     prepare("verses_char", ["verses.txt"])
     return folder
 
 
 @pytest.fixture
+def noise(folder):
+    """Settings of a run on a short random text, which a model can only memorize."""
+    Path("noise.txt").write_text("".join(random.Random(0).choices("abcdefgh", k=400)))
+    prepare("noise_char", ["noise.txt"])
+    return {"dataset": "noise_char", "block_size": 16, "eval_interval": 10}
+
+
+@pytest.fixture
 def tiny():
     """tiny(**changes): a Config that trains in a second."""
-    return lambda **changes: Config(**(TINY | changes))
+
+    def make(**changes):
+        return Config(**(TINY | changes))
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -63,4 +85,11 @@ def template(tmp_path_factory):
         Path("tiny.py").write_text(settings)
         prepare("verses_char", ["verses.txt"])
         train(Config(**TINY))
+    return folder
+
+
+@pytest.fixture
+def finished_run(template, folder):
+    """The current folder, as a copy of `template`: with a finished run "tiny"."""
+    shutil.copytree(template, folder, dirs_exist_ok=True)
     return folder

@@ -2,14 +2,17 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from common import checkpoint
 from common.metrics import read_metrics
+from train import Run
 
 ROOT = Path(__file__).parent.parent
 TINY = {  # settings of a run that takes a second
@@ -22,7 +25,7 @@ TINY = {  # settings of a run that takes a second
     "batch_size": 4,
     "max_steps": 12,
     "warmup_steps": 2,
-    "eval_interval": 4,
+    "eval_interval": 6,
     "log_interval": 1,
     "sample_interval": 0,
     "learning_rate": 1e-2,
@@ -46,13 +49,19 @@ def arguments(**settings) -> list[str]:
     return [f"--{name}={value}" for name, value in (TINY | settings).items()]
 
 
+# processes
+
+
 def start(*command, **options) -> subprocess.Popen:
     """Starts one of the project's commands: start("train.py", "some.py", ...)."""
+    return start_python(str(ROOT / command[0]), *command[1:], **options)
+
+
+def start_python(*arguments, **options) -> subprocess.Popen:
+    """Starts Python with one thread and with pipes for its output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / command[0]), *command[1:]], **(pipes | options)
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], env=environment, **(pipes | options))
 
 
 def run(*command) -> tuple[int, str, str]:
@@ -62,10 +71,44 @@ def run(*command) -> tuple[int, str, str]:
     return process.returncode, output, error
 
 
+def wait_for_line(process: subprocess.Popen, words: str) -> None:
+    """Reads the output of a process up to a line with these words."""
+    assert any(words in line for line in process.stdout), process.stderr.read()
+
+
+# runs
+
+
+def before_update(monkeypatch, action: Callable[[Run, int], None]) -> None:
+    """Calls action(run, step) before every optimizer step."""
+    update = Run.update
+
+    def wrapper(run, step):
+        action(run, step)
+        return update(run, step)
+
+    monkeypatch.setattr(Run, "update", wrapper)
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """Sends SIGTERM to the training process when this step begins."""
+
+    def action(_, current):
+        if current == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    before_update(monkeypatch, action)
+
+
 def timeless(path) -> list[dict]:
     """The rows of a metrics file without the times, which differ from run to run."""
     rows = read_metrics(path)
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def trained_steps(path) -> list[int]:
+    """The optimizer steps that a metrics file has a row of."""
+    return [row["step"] for row in read_metrics(path) if "train/loss" in row]
 
 
 def weights(path) -> dict:
@@ -75,3 +118,18 @@ def weights(path) -> dict:
 def same(a: dict, b: dict) -> bool:
     """Whether two models have the same weights, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# files
+
+
+def contents(folder: Path) -> dict:
+    """Everything in a folder: the bytes of each file, and None for each subfolder."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def error_line(capsys) -> str:
+    """What a command wrote to standard error, which has to be a single line."""
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1, text
+    return text
