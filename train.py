@@ -274,6 +274,8 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
         run.forward = DistributedDataParallel(run.forward)
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     print_summary(config, dataset, run.model, epochs, choices)
+    if distributed.is_first():
+        run_state.prepare_folder(run)
 
     # train
     path, overflows = config.path("metrics.jsonl"), run.scaler.is_enabled()
@@ -322,7 +324,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
             # make one step; reading its loss makes the loop wait, so do it at log_interval only
             loss, norm = run.update(step)
             metrics.add(step, learning_rate(step, config), loss, norm)
-            if step % config.log_interval == 0:
+            if step % config.log_interval == 0 or step + 1 == config.max_steps:
                 progress.log(step, metrics.flush())
 
 
@@ -330,12 +332,15 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
     """Evaluates, prints, draws the curves. Returns whether this is the best model so far."""
     loss, best = run.evaluate()
     metrics.write(run.step, {"val/loss": loss})
+    tokens, part = len(run.dataset.val), run.config.eval_tokens
     progress.print(
-        f"step {run.step:>6,} | validation loss {loss:.4f} | "
-        f"{run.dataset.bits_per_byte(loss):.4f} bits per byte{' | best so far' if best else ''}"
+        f"step {run.step:>6,} | validation loss {loss:.4f}"
+        + (f" on {part:,} of {tokens:,} tokens" if part < tokens else "")
+        + f" | {run.dataset.bits_per_byte(loss):.4f} bits per byte"
+        + (" | best so far" if best else "")
     )
     if distributed.is_first():
-        draw([run.config.path("metrics.jsonl")], run.config.path("curves.png"))
+        draw({run.config.run_name: metrics.curves}, run.config.path("curves.png"))
     return best
 
 
@@ -353,9 +358,9 @@ def conclude(run: Run, metrics: Metrics) -> float:
         text, curves = run.sample(500), config.path("curves.png")
         metrics.write(run.step, {"sample": text})
         metrics.wandb.log_files(run.step, curves, path if config.wandb_log_model else None)
-        bits = dataset.bits_per_byte(loss)
         print(
-            f"best model (step {best.step:,}): validation loss {loss:.4f}, {bits:.4f} bits per byte"
+            f"best model (step {best.step:,}): validation loss {loss:.4f} on all"
+            f" {len(dataset.val):,} tokens, {dataset.bits_per_byte(loss):.4f} bits per byte"
         )
         print(f"--- sample ---\n{escape_controls(text)}\n---")
         print(f"sample from it: python sample.py --ckpt {quote(str(path))}\ncurves: {curves}")
@@ -364,7 +369,6 @@ def conclude(run: Run, metrics: Metrics) -> float:
 
 @command
 def main(argv: list[str]) -> int:
-    distributed.mute_others()
     with distributed.group():
         config, start = load_config(argv)
         finished = train(config, start)["finished"]
@@ -372,4 +376,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    distributed.exit_process(main())

@@ -8,10 +8,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from common.errors import UserError
 
 MARK = "\0"  # before the value of a text option: argparse removes "--" and refuses "-x"
+LESS_MEMORY = {  # what to try, by command
+    "train.py": "a smaller micro_batch_size or a smaller model",
+    "sample.py": "a smaller --num_samples or --max_new_tokens",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +27,10 @@ class Parser(argparse.ArgumentParser):
         self.text_options = set()
 
     def error(self, message: str):
-        raise UserError(f"{message} (see python {self.prog} --help)", status=2)
+        hint = f"see python {self.prog} --help"
+        if message.startswith("unrecognized arguments") and message.endswith(".pt"):
+            hint = f"did you mean --ckpt {message.split()[-1]}?"
+        raise UserError(f"{message} ({hint})", status=2)
 
     def add_text(self, option: str, type: Callable[[str], str] = str, **options) -> None:
         """Adds an option whose value may be any text, even if it begins with a dash."""
@@ -73,8 +81,10 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
             full = re.search("out of memory|allocate memory", str(error))
             if isinstance(error, RuntimeError) and not full:
                 raise
-            hint = "try a smaller micro_batch_size (train.py) or a smaller model"
-            return fail(f"out of memory: {hint} ({error})")
+            script = Path(main.__code__.co_filename).name
+            return fail(
+                f"out of memory: try {LESS_MEMORY.get(script, 'a smaller model')} ({error})"
+            )
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             return 130

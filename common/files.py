@@ -5,7 +5,7 @@ import glob
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
@@ -198,7 +198,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
     if os.name == "posix":  # the rename itself must reach the disk too
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
+        with suppress(OSError):  # some file systems can't sync a folder (FUSE, CIFS, VirtualBox)
+            os.fsync(folder)
         os.close(folder)
 
 

@@ -5,6 +5,11 @@ import math
 import os
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import torch
 
 from common import distributed
@@ -14,6 +19,7 @@ from common.timing import Stopwatch
 from common.wandb_run import WandbRun
 from config import Config
 
+CURVE_POINTS = 4000
 LARGEST = 2.0**63  # no loss, gradient norm or step is that large
 
 
@@ -69,6 +75,30 @@ def summarize(rows: list[dict]) -> dict:
     }
 
 
+def lock(file) -> None:
+    """Locks a file until it is closed or the process dies. Raises UserError if it is locked.
+
+    Does nothing on systems or disks without such locks.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"a run that is still alive writes {file.name}: use another --run_name"
+        ) from None
+    except OSError:  # a disk without locks
+        pass
+
+
+def check_not_running(path: Path) -> None:
+    """Raises UserError if a run that is alive writes this metrics file."""
+    if path.exists():
+        with open(path) as file:
+            lock(file)
+
+
 class Metrics:
     """Writes loss, learning rate and gradient norm of every step, validation losses and samples.
 
@@ -85,12 +115,16 @@ class Metrics:
         """
         kept = []
         self.file, self.wandb = None, None
+        self.curves, self.stride = [], 1  # rows to draw, and the interval of steps between them
         if distributed.is_first():
             if start and path.exists():
                 kept = [row for row in read_metrics(path) if row["step"] < start]
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomically(path, lambda file: file.write(text.encode()))
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # complete lines, at once
+            lock(self.file)
+            for row in kept:
+                self.keep_for_curves(row)
             self.wandb = WandbRun(config, run_id)
             self.wandb.samples = [[row["step"], row["sample"]] for row in kept if "sample" in row]
         self.clock = Stopwatch(kept[-1].get("seconds", 0.0) if kept else 0.0)
@@ -147,11 +181,22 @@ class Metrics:
         row |= values
         if self.file:
             self.file.write(json.dumps(row) + "\n")
+            self.keep_for_curves(row)
             if "sample" in row:
                 self.wandb.log_sample(step, row["sample"])
             else:
                 self.wandb.log(row)
         return row
+
+    def keep_for_curves(self, row: dict) -> None:
+        """Keeps a row in memory to be drawn; of a long run's steps, evenly spaced ones."""
+        if "val/loss" in row or row["step"] % self.stride == 0:
+            self.curves.append(row)
+        if row["step"] > CURVE_POINTS * self.stride:
+            self.stride *= 2
+            self.curves = [
+                row for row in self.curves if "val/loss" in row or row["step"] % self.stride == 0
+            ]
 
     def sync(self) -> None:
         """Returns once everything written is on the disk."""

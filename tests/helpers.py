@@ -71,9 +71,9 @@ def run(*command) -> tuple[int, str, str]:
     return process.returncode, output, error
 
 
-def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
-    """Reads the output of a process up to a line that begins like this."""
-    assert any(line.startswith(beginning) for line in process.stdout), process.stderr.read()
+def wait_for_line(process: subprocess.Popen, words: str) -> None:
+    """Reads the output of a process up to a line with these words."""
+    assert any(words in line for line in process.stdout), process.stderr.read()
 
 
 # runs

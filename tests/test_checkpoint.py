@@ -1,80 +1,135 @@
 import os
 import pickle
 import zipfile
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from helpers import same
 
 from common import checkpoint
+from common.checkpoint import Checkpoint, split_qk_norm
 from common.errors import UserError
-from model import GPT, GPTConfig
+from config import Config
+from model import GPT
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def state():
-    config = {
-        "vocab_size": 5,
-        "block_size": 8,
-        "n_layers": 1,
-        "n_heads": 1,
-        "d_model": 8,
-        "batch_size": 2,
-    }
-    model = GPT(GPTConfig(**{k: v for k, v in config.items() if k != "batch_size"}))
-    return {
-        "model": model.state_dict(), "raw_model": {}, "optimizers": [], "scaler": {}, "config": config, "step": 3,
-        "best_step": 2, "best_val_loss": 1.5,
-        "tokenizer": {"kind": "char", "characters": "abcde"}, "dataset_fingerprint": "f", "run_id": "r",
-    }  # fmt: skip
-
-
-def test_what_is_saved_is_loaded(state, tmp_path):
-    path = tmp_path / "new folder" / "ä b.pt"
-    checkpoint.save(path, state)
-    assert [p.name for p in path.parent.iterdir()] == ["ä b.pt"]  # no temporary file remains
-    loaded = checkpoint.load(path)
-    assert loaded["step"] == 3 and loaded["config"] == state["config"]
-    model, tokenizer = checkpoint.build(loaded, torch.device("cpu"))
-    assert all(
-        torch.equal(tensor, state["model"][name]) for name, tensor in model.state_dict().items()
+def saved():
+    """A checkpoint of a small model."""
+    config = Config(vocab_size=5, block_size=8, n_layers=2, n_heads=2, d_model=8, batch_size=2)
+    torch.manual_seed(0)
+    model = GPT(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 2)
+    return Checkpoint(
+        model=model.state_dict(),
+        config=asdict(config),
+        tokenizer={"kind": "char", "characters": "abcde"},
+        raw_model={},
+        optimizers=[],
+        scaler={},
+        step=3,
+        best_step=2,
+        best_val_loss=1.5,
+        dataset_fingerprint="fingerprint",
+        run_id="id",
     )
-    assert tokenizer.decode([4, 0]) == "ea" and not model.training
 
 
-def test_a_save_that_fails_leaves_the_old_checkpoint(state, tmp_path, monkeypatch):
+def load_error(path) -> str:
+    """The message with which a file is refused: a single line."""
+    with pytest.raises(UserError) as error:
+        checkpoint.load(path)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# save and load
+
+
+def test_a_loaded_checkpoint_equals_the_saved_one(saved, tmp_path):
+    path = tmp_path / "new folder" / "ä b.pt"
+    checkpoint.save(path, saved)
+    loaded = checkpoint.load(path)
+    assert os.listdir(path.parent) == ["ä b.pt"]
+    assert same(loaded.model, saved.model)
+    assert replace(loaded, model={}) == replace(saved, model={})
+
+
+def test_a_loaded_model_can_be_built_with_its_tokenizer(saved, tmp_path):
+    checkpoint.save(tmp_path / "a.pt", saved)
+    model, tokenizer = checkpoint.load(tmp_path / "a.pt").build(CPU)
+    assert same(model.state_dict(), saved.model)
+    assert not model.training
+    assert tokenizer.decode([4, 0]) == "ea"
+
+
+def test_settings_are_those_of_the_run_without_unknown_ones(saved):
+    saved.config["removed_setting"] = 5
+    config = saved.settings()
+    assert config.batch_size == 2
+    assert config.vocab_size == 5
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(saved, tmp_path, monkeypatch):
     path = tmp_path / "a.pt"
-    checkpoint.save(path, state)
+    checkpoint.save(path, saved)
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        checkpoint.save(path, state | {"step": 4})
-    assert checkpoint.load(path)["step"] == 3 and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+    with pytest.raises(UserError, match="No space left on device.*previous file is unchanged"):
+        checkpoint.save(path, replace(saved, step=4))
+    assert checkpoint.load(path).step == 3
+    assert os.listdir(tmp_path) == ["a.pt"]
 
 
-def test_an_altered_byte_is_noticed(state, tmp_path):
+def test_run_id_is_that_of_the_checkpoint(saved, tmp_path):
+    checkpoint.save(tmp_path / "a.pt", saved)
+    assert checkpoint.run_id(tmp_path / "a.pt") == "id"
+
+
+@pytest.mark.parametrize("content", [b"", b"To be, or not to be", pickle.dumps({"run_id": "id"})])
+def test_run_id_of_another_file_is_none(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    assert checkpoint.run_id(tmp_path / "a.pt") is None
+    assert checkpoint.run_id(tmp_path / "missing.pt") is None
+
+
+# files that can't be trusted
+
+
+def test_a_changed_byte_is_detected(saved, tmp_path):
     path = tmp_path / "a.pt"
-    checkpoint.save(path, state)
-    whole = path.read_bytes()
-    weight = whole.index(state["model"]["head.weight"].numpy().tobytes())
-    path.write_bytes(whole[: weight + 8] + bytes([whole[weight + 8] ^ 1]) + whole[weight + 9 :])
-    assert "model" in torch.load(path, weights_only=True)  # torch itself does not see it
-    with pytest.raises(UserError, match="a.pt is no checkpoint, or was cut short or altered"):
-        checkpoint.load(path)
+    checkpoint.save(path, saved)
+    content = bytearray(path.read_bytes())
+    weight = content.index(saved.model["head.weight"].numpy().tobytes())
+    content[weight + 8] ^= 1
+    path.write_bytes(content)
+    assert "model" in torch.load(path, weights_only=True)  # PyTorch itself does not notice
+    assert "a.pt is not a checkpoint, or is truncated or corrupted" in load_error(path)
 
 
-@pytest.mark.parametrize("length", [0, 1, 100, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_refused_and_the_other_offered(state, tmp_path, length):
-    checkpoint.save(tmp_path / "run_best.pt", state)
-    whole = (tmp_path / "run_best.pt").read_bytes()
-    (tmp_path / "run_last.pt").write_bytes(
-        whole[: int(length * len(whole)) if isinstance(length, float) else length]
-    )
-    with pytest.raises(UserError, match="run_last.pt is no checkpoint.*run_best.pt") as error:
-        checkpoint.load(tmp_path / "run_last.pt")
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("fraction", [0, 0.001, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused_and_another_one_suggested(saved, tmp_path, fraction):
+    checkpoint.save(tmp_path / "run_best.pt", saved)
+    content = (tmp_path / "run_best.pt").read_bytes()
+    (tmp_path / "run_last.pt").write_bytes(content[: int(fraction * len(content))])
+    message = load_error(tmp_path / "run_last.pt")
+    assert "run_last.pt is not a checkpoint, or is truncated" in message
+    assert f"there is also {tmp_path / 'run_best.pt'}" in message
+
+
+def test_a_missing_checkpoint_is_refused_and_another_one_suggested(saved, tmp_path):
+    assert "python train.py makes one" in load_error(tmp_path / "run_last.pt")
+    checkpoint.save(tmp_path / "run_best.pt", saved)
+    assert f"there is {tmp_path / 'run_best.pt'}" in load_error(tmp_path / "run_last.pt")
 
 
 class Malicious:
@@ -82,27 +137,28 @@ class Malicious:
         return os.mkdir, ("executed",)
 
 
-def test_loading_executes_nothing(folder):
+@pytest.mark.parametrize("name", ["evil.pt", "evil.pickle"])
+def test_loading_runs_no_code(folder, name):
     torch.save({"model": Malicious()}, "evil.pt")
     with open("evil.pickle", "wb") as file:
         pickle.dump(Malicious(), file)
-    for name in ("evil.pt", "evil.pickle"):
-        with pytest.raises(UserError, match=name):
-            checkpoint.load(name)
+    assert name in load_error(name)
+    assert checkpoint.run_id(name) is None
     assert not os.path.exists("executed")
+
+
+def test_the_malicious_checkpoint_really_contains_code(folder):
+    torch.save({"model": Malicious()}, "evil.pt")
     torch.load("evil.pt", weights_only=False)
-    assert os.path.exists("executed")  # so the file was indeed dangerous
+    assert os.path.exists("executed")
 
 
-def test_what_is_not_ours_is_refused(tmp_path):
+def test_other_archives_are_refused(tmp_path):
     torch.save({"model": {}}, tmp_path / "other.pt")
     with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
         archive.writestr("hello", "there")
-    (tmp_path / "text.pt").write_text("To be, or not to be")
-    for name in ("other.pt", "archive.pt", "text.pt", "missing.pt"):
-        with pytest.raises(UserError, match=name) as error:
-            checkpoint.load(tmp_path / name)
-        assert "\n" not in str(error.value)
+    assert "other.pt is not a checkpoint of train.py" in load_error(tmp_path / "other.pt")
+    assert "archive.pt is not a checkpoint" in load_error(tmp_path / "archive.pt")
 
 
 @pytest.mark.parametrize(
@@ -112,8 +168,45 @@ def test_what_is_not_ours_is_refused(tmp_path):
         {"config": {"n_layers": 1}},
         {"config": {"vocab_size": 5, "n_layers": "two"}},
         {"tokenizer": {"kind": "words"}},
+        {"tokenizer": {"kind": "char", "characters": "abc"}},
     ],
 )
-def test_contents_that_fit_nothing_are_refused(state, change):
-    with pytest.raises(UserError, match="does not fit"):
-        checkpoint.build(state | change, torch.device("cpu"))
+def test_contents_of_another_version_are_refused(saved, change):
+    with pytest.raises(UserError, match="fit this version: ") as error:
+        replace(saved, **change).build(CPU)
+    assert "\n" not in str(error.value)
+
+
+# checkpoints of the first versions, in which q_norm and k_norm were one parameter
+
+
+def joined_qk_norm(weights: dict) -> dict:
+    """The weights as the first versions named them: attn.qk_norm.weight (2, 1, D)."""
+    old = {}
+    for name, weight in weights.items():
+        if "q_norm" in name:
+            gains = weight, weights[name.replace("q_norm", "k_norm")]
+            old[name.replace("q_norm", "qk_norm")] = torch.stack(gains)[:, None]
+        elif "k_norm" not in name:
+            old[name] = weight
+    return old
+
+
+def test_split_qk_norm_restores_both_gains(saved):
+    old = joined_qk_norm(saved.model)
+    assert old["blocks.0.attn.qk_norm.weight"].shape == (2, 1, 4)
+    assert same(split_qk_norm(old), saved.model)
+
+
+def test_split_qk_norm_keeps_new_weights(saved):
+    assert same(split_qk_norm(saved.model), saved.model)
+
+
+def test_an_old_checkpoint_gives_the_same_logits(saved, tmp_path):
+    old = replace(saved, model=joined_qk_norm(saved.model), raw_model=joined_qk_norm(saved.model))
+    checkpoint.save(tmp_path / "old.pt", old)
+    loaded = checkpoint.load(tmp_path / "old.pt")
+    assert same(loaded.raw_model, saved.model)
+    idx = torch.tensor([[0, 1, 2, 3, 4]])
+    model, _ = saved.build(CPU)
+    assert torch.equal(loaded.build(CPU)[0](idx), model(idx))

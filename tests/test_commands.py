@@ -1,4 +1,4 @@
-"""The real commands, in processes of their own."""
+"""The real commands, in separate processes."""
 
 import os
 import signal
@@ -6,71 +6,76 @@ import subprocess
 import sys
 
 import pytest
-from helpers import arguments, run, start
+from helpers import arguments, contents, run, start, wait_for_line
 
 from common import checkpoint
 
+pytestmark = pytest.mark.slow
 
-def test_from_a_text_to_a_model_that_talks(dataset):
-    (dataset / "tiny.py").write_text("")
-    status, output, error = run("train.py", "tiny.py", *arguments())
+
+def test_from_text_to_generated_text(dataset, empty_config):
+    status, output, error = run("train.py", empty_config, *arguments())
     assert status == 0, error
-    assert "12 steps" in output and "out/tiny_best.pt talks" in output
-    status, output, _ = run(
-        "sample.py", "--ckpt", "out/tiny_best.pt", "--prompt", "the ", "--max_new_tokens", "20"
-    )
-    assert status == 0 and output.startswith("the ")
-    status, output, _ = run("evaluate.py", "--ckpt", "out/tiny_best.pt")
-    assert status == 0 and "bits per byte" in output
+    assert "sample from it: python sample.py --ckpt out/tiny_best.pt" in output
+
+    options = ["--prompt", "the ", "--max_new_tokens", "20"]
+    status, output, error = run("sample.py", "--ckpt", "out/tiny_best.pt", *options)
+    assert status == 0, error
+    assert output.startswith("the ")
+    assert len(output) == len("the ") + 20 + len("\n")
+
+    status, output, error = run("evaluate.py", "--ckpt", "out/tiny_best.pt")
+    assert status == 0, error
+    assert "bits per byte" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_training_with_a_checkpoint(dataset, number):
-    (dataset / "tiny.py").write_text("")
-    process = start("train.py", "tiny.py", *arguments(max_steps=100_000, eval_interval=50_000))
-    for line in process.stdout:
-        if line.startswith("step     50 |"):
-            break
+def test_a_signal_ends_training_with_a_checkpoint(dataset, empty_config, number):
+    settings = arguments(max_steps=100_000, eval_interval=50_000)
+    process = start("train.py", empty_config, *settings)
+    wait_for_line(process, "step     50 |")
     process.send_signal(number)
     output, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in error
+    assert process.returncode == 130
+    assert "Traceback" not in error
     assert "python train.py --run_name=tiny --resume" in output
-    assert checkpoint.load("out/tiny_last.pt")["step"] >= 50
+    assert checkpoint.load("out/tiny_last.pt").step >= 50
 
 
-def test_ctrl_c_ends_a_sample_at_once(dataset):
-    (dataset / "tiny.py").write_text("")
-    assert run("train.py", "tiny.py", *arguments())[0] == 0
+def test_ctrl_c_ends_sampling_immediately(finished_run):
     process = start("sample.py", "--ckpt", "out/tiny_best.pt", "--max_new_tokens", "1000000")
     process.stdout.read(20)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
-    assert process.returncode == 130 and "Traceback" not in error
+    assert process.returncode == 130
+    assert "Traceback" not in error
 
 
-def test_a_reader_that_goes_away_is_no_error(dataset):
-    (dataset / "tiny.py").write_text("")
-    assert run("train.py", "tiny.py", *arguments())[0] == 0
+def test_a_closed_pipe_is_not_an_error(finished_run):
     process = start("sample.py", "--ckpt", "out/tiny_best.pt", "--max_new_tokens", "5000")
     process.stdout.read(5)
     process.stdout.close()
-    assert process.stderr.read() == "" and process.wait(timeout=20) == 1
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=20) == 1
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk needs root"
+    sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs root"
 )
-def test_a_full_disk_costs_nothing_that_was_saved(dataset):
-    (dataset / "tiny.py").write_text("")
-    (dataset / "out").mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(dataset / "out")]
-    )
-    if mounted.returncode:
-        pytest.skip("no small disk can be mounted here")
+def test_a_full_disk_leaves_the_saved_checkpoints(finished_run):
+    (finished_run / "small").mkdir()
+    options = ["-t", "tmpfs", "-o", "size=1200k", "tmpfs", "small"]
+    if subprocess.run(["mount", *options]).returncode:
+        pytest.skip("can't mount a small disk here")
     try:
-        status, _, error = run("train.py", "tiny.py", *arguments(d_model=64))
-        assert status == 1 and "No space left on device" in error and error.count("\n") == 1
-        assert all(checkpoint.load(path) for path in (dataset / "out").glob("*.pt"))
+        settings = arguments(d_model=64, out_dir="small")
+        status, _, error = run("train.py", "tiny.py", *settings)
+        assert status == 1
+        assert "No space left on device" in error
+        assert error.count("\n") == 1
+        saved = [path for path in contents(finished_run / "small") if path.suffix == ".pt"]
+        assert saved
+        for path in saved:
+            checkpoint.load(path)
     finally:
-        subprocess.run(["umount", str(dataset / "out")], check=True)
+        subprocess.run(["umount", "small"], check=True)

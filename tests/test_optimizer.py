@@ -1,14 +1,12 @@
 """The learning rate, the optimizers, and Run.update: one optimizer step."""
 
-import typing
-
 import numpy as np
 import pytest
 import torch
 
 from common.dataset import Dataset
 from common.tokenizer import ByteTokenizer
-from config import Config
+from config import SETTINGS
 from model import GPT
 from train import Run, learning_rate, make_optimizers
 
@@ -76,7 +74,7 @@ def test_every_optimizer_follows_the_learning_rate(make_run):
 # optimizers
 
 
-@pytest.mark.parametrize("optimizer", typing.get_args(typing.get_type_hints(Config)["optimizer"]))
+@pytest.mark.parametrize("optimizer", SETTINGS["optimizer"].choices)
 def test_only_matrices_decay(tiny, optimizer):
     config = tiny(
         optimizer=optimizer,
@@ -174,20 +172,12 @@ def test_a_float16_step_that_overflows_is_skipped(make_run):
     assert not close(parameters(run.model), before)
 
 
-HINTS = typing.get_type_hints(Config)
-CHOICES = ("norm_type", "norm_position", "pos_type", "mlp_type", "optimizer")
-
-
 @pytest.mark.parametrize(
-    "name, value", [(name, value) for name in CHOICES for value in typing.get_args(HINTS[name])]
+    "settings",
+    [*({"optimizer": name} for name in SETTINGS["optimizer"].choices), {"dtype": torch.bfloat16}],
+    ids=str,
 )
-def test_the_loss_falls_with_each_choice(make_run, name, value):
-    run = make_run(n_tokens=65, max_steps=40, learning_rate=3e-3, **{name: value})
-    losses = [run.update(step)[0].item() for step in range(40)]
-    assert losses[-1] < losses[0] - 0.3
-
-
-def test_the_loss_falls_in_bfloat16(make_run):
-    run = make_run(n_tokens=65, max_steps=40, learning_rate=3e-3, dtype=torch.bfloat16)
+def test_the_loss_falls(make_run, settings):
+    run = make_run(n_tokens=65, max_steps=40, learning_rate=3e-3, **settings)
     losses = [run.update(step)[0].item() for step in range(40)]
     assert losses[-1] < losses[0] - 0.3

@@ -1,0 +1,231 @@
+"""Where the values of the settings come from."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from common import checkpoint
+from common.arguments import load_config, parse_arguments, read_file, resumed_config
+from common.checkpoint import Checkpoint
+from common.errors import UserError
+from config import SETTINGS, Config
+
+LAST, BEST = "out/tiny_last.pt", "out/tiny_best.pt"
+
+
+@pytest.fixture
+def config_file(folder):
+    """config_file(text): the path of a config file with this text."""
+
+    def write(text: str) -> str:
+        Path("some.py").write_text(text)
+        return "some.py"
+
+    return write
+
+
+# a new run
+
+
+def test_the_command_line_overrides_on_cpu_the_file_and_the_defaults(config_file):
+    path = config_file(
+        "n_layers = 2\nn_heads = 3\nmax_steps = 500\non_cpu = dict(n_heads=4, max_steps=200)\n"
+    )
+    config, saved = load_config([path, "--device=cpu", "--max_steps=150"])
+    assert saved is None
+    assert config.max_steps == 150
+    assert config.n_heads == 4
+    assert config.n_layers == 2
+    assert config.d_model == Config.d_model
+
+
+def test_on_cpu_reports_every_value_and_what_it_overrides(config_file, capsys):
+    path = config_file("n_heads = 3\non_cpu = dict(n_heads=4, batch_size=8, max_steps=200)\n")
+    load_config([path, "--device=cpu", "--max_steps=150"])
+    printed = capsys.readouterr().out
+    assert "config   some.py\non_cpu   without a GPU its on_cpu block overrides it" in printed
+    assert "n_heads=4 instead of 3, batch_size=8\n" in printed
+    assert "max_steps" not in printed
+
+
+def test_on_cpu_false_ignores_the_block(config_file, capsys):
+    path = config_file("n_heads = 3\non_cpu = dict(n_heads=4)\n")
+    config, _ = load_config([path, "--device=cpu", "--on_cpu=false"])
+    assert config.n_heads == 3
+    assert capsys.readouterr().out == "config   some.py\n"
+
+
+def test_values_that_on_cpu_replaces_need_not_fit_the_command_line(config_file):
+    path = config_file("n_heads = 3\non_cpu = dict(n_heads=4)\n")
+    config, _ = load_config([path, "--device=cpu", "--d_model=8"])
+    assert config.n_heads == 4
+
+
+def test_settings_can_be_written_with_a_space_and_booleans_without_a_value():
+    path, given, _ = parse_arguments(["a.py", "--max_steps", "5", "--resume", "--bias", "false"])
+    assert path == "a.py"
+    assert given == {"max_steps": "5", "resume": "true", "bias": "false"}
+
+
+def test_a_config_file_can_import_and_compute(config_file):
+    path = config_file("import math\n_width = 16\nd_model = int(math.sqrt(_width)) * 8\n")
+    assert read_file(path) == ({"d_model": 32}, {})
+
+
+def test_all_problems_are_reported_at_once(config_file):
+    path = config_file("n_layers = 0\nbatch_size = 'big'\n")
+    with pytest.raises(UserError) as error:
+        load_config([path, "--dropout=2", "--beta1=1.5"])
+    for name in ("n_layers", "batch_size", "dropout", "beta1"):
+        assert name in str(error.value)
+
+
+def test_help_lists_every_setting_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as end:
+        load_config(["--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for setting in SETTINGS.values():
+        assert f"--{setting.name}" in shown
+        assert " ".join(setting.help.split()[:3]) in shown
+
+
+def test_imports_functions_and_helper_variables_are_not_settings(config_file, capsys):
+    text = (
+        "from math import sqrt\nhours = 2\ndef half(x): return x / 2\nd_model = int(sqrt(64)) * 8\n"
+    )
+    assert read_file(config_file(text)) == ({"d_model": 64}, {})
+    assert "hours in some.py is not a setting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, meant", [("n_layer", "n_layers"), ("lr", "learning_rate")])
+def test_a_misspelled_setting_is_not_a_helper_variable(config_file, name, meant):
+    with pytest.raises(UserError, match=f"no setting {name}: did you mean {meant}"):
+        load_config([config_file(f"{name} = 4\n")])
+
+
+def test_a_warmup_longer_than_the_run_is_shortened_unless_it_was_asked_for(config_file, capsys):
+    path = config_file("warmup_steps = 50\n")
+    config, _ = load_config([path, "--max_steps=40"])
+    assert config.warmup_steps == 4
+    assert "4 steps instead of 50, because the run has only 40" in capsys.readouterr().out
+    with pytest.raises(UserError, match="must not be above max_steps"):
+        load_config([path, "--max_steps=40", "--warmup_steps=50"])
+
+
+def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run, config_file):
+    path = config_file("learning_rate = 1e-2\nmin_lr = 1e-3\n")
+    config, _ = load_config([path, f"--init_from={BEST}"])
+    assert config.learning_rate == pytest.approx(1e-3)
+    assert config.min_lr == pytest.approx(1e-4)
+    config, _ = load_config([path, f"--init_from={BEST}", "--learning_rate=5e-3"])
+    assert config.learning_rate == 5e-3
+    config, _ = load_config([path])
+    assert config.learning_rate == 1e-2
+
+
+@pytest.mark.parametrize("wrong", ["config/shakespeare_char.py", "configs/shakespeare_char"])
+def test_the_config_file_that_was_meant_is_named(wrong):
+    with pytest.raises(UserError, match="did you mean configs/shakespeare_char.py"):
+        load_config([wrong])
+
+
+def test_the_configs_are_found_from_any_folder(folder):
+    config, _ = load_config(["configs/shakespeare_quick.py"])
+    assert config.run_name == "quick"
+
+
+# a resumed run
+
+
+@pytest.fixture
+def saved(tiny):
+    """The checkpoint of a run."""
+    config = asdict(tiny(vocab_size=5))
+    return Checkpoint({}, config, {}, {}, [], {}, 12, 12, 1.0, "fingerprint", "id")
+
+
+def test_a_resumed_run_has_the_settings_of_its_checkpoint(finished_run, config_file, capsys):
+    path = config_file("n_layers = 7\nmax_steps = 999\non_cpu = dict(n_heads=8)\n")
+    config, start = load_config([path, "--run_name=tiny", "--resume", "--max_steps=16"])
+    assert start.run_id == checkpoint.load(LAST).run_id
+    assert config.max_steps == 16
+    assert config.resume
+    assert config.n_layers == 2
+    assert config.n_heads == 2
+    printed = capsys.readouterr().out
+    assert printed.startswith("changed for the rest of the run: max_steps=16 (was 12)\n")
+    assert "n_layers=7 (the run has 2)" in printed
+    assert "n_heads=8 (the run has 2)" in printed
+    assert "repeat it on the command line" in printed
+
+
+def test_a_moved_run_can_be_resumed(finished_run, config_file, capsys):
+    shutil.move("out", "moved")
+    shutil.move("moved/tiny_last.pt", "moved/renamed_last.pt")
+    options = ["--out_dir=moved", "--run_name=renamed", "--resume"]
+    config, _ = load_config([config_file(""), *options])
+    assert config.path("last.pt") == Path("moved/renamed_last.pt")
+    assert capsys.readouterr().out == ""
+
+
+def test_every_changed_setting_of_a_resumed_run_is_reported(saved, capsys):
+    changes = {"max_steps": "14", "eval_interval": "7", "learning_rate": "1e-2"}
+    config = resumed_config(saved, changes)
+    assert config.max_steps == 14
+    printed = capsys.readouterr().out
+    assert printed == (
+        "changed for the rest of the run: max_steps=14 (was 12), eval_interval=7 (was 6)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, refused",
+    [
+        ({"n_layers": "3"}, "n_layers=3 (was 2)"),
+        ({"seed": "5", "max_steps": "20"}, "seed=5 (was 1337)"),
+        ({"dropout": "0.5", "optimizer": "muon"}, "dropout=0.5 (was 0.0), optimizer=muon (was"),
+        ({"dataset": "other_char"}, "dataset=other_char (was verses_char)"),
+        ({"batch_size": "8"}, "batch_size=8 (was 4)"),
+        ({"batch_order": "random"}, "batch_order=random (was shuffled)"),
+    ],
+)
+def test_a_resumed_run_cannot_change_its_model_or_its_batches(saved, changes, refused):
+    with pytest.raises(UserError) as error:
+        resumed_config(saved, changes)
+    assert str(error.value).startswith(f"a resumed run can't have {refused}")
+    assert str(error.value).endswith("start a new one without --resume")
+    assert error.value.status == 2
+
+
+# fine-tuning
+
+
+def test_a_fine_tuned_model_has_the_architecture_of_its_checkpoint(finished_run, config_file):
+    path = config_file("n_layers = 7\ndropout = 0.5\non_cpu = dict(n_heads=8, max_steps=200)\n")
+    config, start = load_config([path, "--device=cpu", f"--init_from={BEST}"])
+    assert start.run_id == checkpoint.load(BEST).run_id
+    assert config.n_layers == 2
+    assert config.n_heads == 2
+    assert config.dropout == 0.5  # not part of the model
+    assert config.max_steps == 200
+    assert not config.resume
+
+
+# a restart by torchrun
+
+
+@pytest.mark.parametrize("restarts, resume", [("0", False), ("1", True)])
+def test_a_run_restarted_by_torchrun_resumes(finished_run, monkeypatch, restarts, resume):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    config, _ = load_config(["tiny.py"])
+    assert config.resume == resume
+
+
+def test_a_run_restarted_before_its_first_save_begins_again(finished_run, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    config, saved = load_config(["tiny.py", "--run_name=other"])
+    assert not config.resume
+    assert saved is None

@@ -1,0 +1,59 @@
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from common import device
+from common.device import compile_model, pick_compile, pick_device, pick_dtype, pick_weights_dtype
+from common.errors import UserError
+from model import GPT, GPTConfig
+
+CPU = torch.device("cpu")
+
+
+def test_a_device_is_used_as_set():
+    assert pick_device("cpu") == (CPU, "as set")
+
+
+def test_a_dtype_is_used_as_set():
+    assert pick_dtype("float16", CPU) == (torch.float16, "as set")
+
+
+@pytest.mark.parametrize("fast, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_uses_bfloat16_on_a_cpu_that_is_fast_at_it(monkeypatch, fast, dtype):
+    monkeypatch.setattr(device, "has_bfloat16", Mock(return_value=fast))
+    assert pick_dtype("auto", CPU)[0] == dtype
+    assert pick_weights_dtype(CPU, sequences=10) == dtype
+    assert pick_weights_dtype(CPU, sequences=1) == torch.bfloat16
+
+
+# compilation
+
+
+def test_short_runs_on_a_cpu_are_not_compiled():
+    reason = "auto: takes longer to compile than it saves here"
+    assert pick_compile("auto", CPU, flops=1e9) == (False, reason)
+
+
+def test_compilation_can_be_turned_off():
+    assert pick_compile(False, CPU, flops=1e15) == (False, "as set")
+
+
+def test_without_a_working_compiler_auto_does_not_compile(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    reason = "auto: can't compile here, no compiler"
+    assert pick_compile("auto", CPU, flops=1e15) == (False, reason)
+    with pytest.raises(UserError, match=r"use --compile=false \(no compiler\)"):
+        pick_compile(True, CPU, flops=1e9)
+
+
+def test_a_compiled_model_shares_the_weights_of_the_model():
+    config = GPTConfig(vocab_size=5, block_size=8, n_layers=1, n_heads=1, d_model=8)
+    model = GPT(config)
+    compiled = compile_model(model)
+    assert compiled is not model
+    for ours, theirs in zip(model.parameters(), compiled.parameters(), strict=True):
+        assert ours is theirs

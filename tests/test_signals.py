@@ -1,0 +1,31 @@
+import signal
+
+import pytest
+
+from common.signals import StopSignals
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_first_signal_is_recorded(number, capsys):
+    with StopSignals() as signals:
+        assert not signals.received
+        signal.raise_signal(number)
+        assert signals.received
+    assert "stopping after this step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_second_signal_stops_immediately(number):
+    with StopSignals():
+        signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+
+def test_the_earlier_handlers_are_restored():
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with StopSignals():
+        assert [signal.getsignal(number) for number in NUMBERS] != before
+    assert [signal.getsignal(number) for number in NUMBERS] == before

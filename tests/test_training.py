@@ -1,0 +1,231 @@
+"""train(): the loop, its files and its output."""
+
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    arguments,
+    before_update,
+    run,
+    same,
+    stop_at,
+    timeless,
+    trained_steps,
+    weights,
+)
+
+from common import checkpoint
+from common.dataset import load_dataset
+from common.errors import UserError
+from common.metrics import read_metrics
+from evaluate import mean_loss
+from train import Run, main, train
+
+CPU = torch.device("cpu")
+LAST, BEST, METRICS = "out/tiny_last.pt", "out/tiny_best.pt", "out/tiny_metrics.jsonl"
+
+
+def test_a_run_learns_and_writes_its_files(dataset, tiny):
+    result = train(tiny(max_steps=60, eval_interval=20))
+    assert result["finished"]
+    assert result["steps"] == list(range(60))
+    assert result["val_steps"] == [0, 20, 40, 60]
+    assert len(result["lrs"]) == len(result["grad_norms"]) == len(result["train_losses"]) == 60
+    assert result["best_val_loss"] == min(result["val_losses"][1:])
+    assert result["best_val_loss"] < result["val_losses"][0] - 1
+    endings = ["best.pt", "curves.png", "last.pt", "metrics.jsonl"]
+    assert sorted(os.listdir("out")) == [f"tiny_{ending}" for ending in endings]
+    assert checkpoint.load(LAST).step == 60
+    with open("out/tiny_curves.png", "rb") as file:
+        assert file.read(4) == b"\x89PNG"
+
+
+def test_samples_are_printed_and_kept_in_the_metrics(dataset, tiny, capsys):
+    train(tiny(eval_interval=12, sample_interval=8))
+    printed = capsys.readouterr().out
+    rows = read_metrics(METRICS)
+    samples = {row["step"]: row["sample"] for row in rows if "sample" in row}
+    assert list(samples) == [8, 12]
+    for text in samples.values():
+        assert text in printed
+
+
+def test_a_run_prints_its_plan_its_losses_and_its_next_command(dataset, tiny, capsys):
+    train(tiny(eval_interval=12))
+    printed = capsys.readouterr().out
+    assert "12 steps of 128 tokens" in printed
+    assert "cpu (as set)" in printed
+    assert "step     11 | loss" in printed
+    assert "step     12 | validation loss" in printed
+    assert "best so far" in printed
+    assert "sample from it: python sample.py --ckpt out/tiny_best.pt" in printed
+
+
+def test_metrics_have_a_row_for_every_step_and_evaluation(dataset, tiny):
+    train(tiny(log_interval=5))
+    rows = read_metrics(METRICS)
+    assert trained_steps(METRICS) == list(range(12))
+    assert [row["step"] for row in rows if "val/loss" in row] == [0, 6, 12]
+    for row in rows:
+        assert row["tokens"] == row["step"] * 4 * 32
+        if "train/loss" in row:
+            assert row.keys() >= {"train/lr", "train/grad_norm"}
+
+
+def test_every_step_has_its_own_time(dataset, tiny):
+    train(tiny(log_interval=100, eval_interval=100))
+    seconds = [row["seconds"] for row in read_metrics(METRICS)]
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) >= 10  # two steps may share a millisecond
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(noise, tiny):
+    result = train(tiny(**noise, max_steps=60))
+    best = 1 + int(np.argmin(result["val_losses"][1:]))  # untrained weights do not count
+    saved = checkpoint.load(BEST)
+    assert best < len(result["val_losses"]) - 1
+    assert saved.step == result["val_steps"][best]
+    assert saved.best_val_loss == result["best_val_loss"] == result["val_losses"][best]
+
+
+def test_logging_and_sampling_do_not_change_training(dataset, tiny):
+    train(tiny(dropout=0.1, eval_interval=12))
+    often = {"eval_interval": 4, "log_interval": 5, "sample_interval": 3, "save_interval": 2}
+    train(tiny(dropout=0.1, run_name="watched", **often))
+    plain, watched = (
+        [row for row in timeless(path) if "train/loss" in row]
+        for path in (METRICS, "out/watched_metrics.jsonl")
+    )
+    assert plain == watched
+    assert same(weights(LAST), weights("out/watched_last.pt"))
+
+
+def test_a_diverged_model_is_never_saved(dataset, tiny):
+    diverging = tiny(
+        norm_type="none", qk_norm=False, learning_rate=1e25, warmup_steps=0, eval_interval=1
+    )
+    with pytest.raises(UserError, match="is nan|is inf"):
+        train(diverging)
+    assert checkpoint.load(LAST).step == 0
+    assert not os.path.exists(BEST)
+    assert all(tensor.isfinite().all() for tensor in weights(LAST).values())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(dataset, tiny, monkeypatch):
+    def break_weights(run, step):
+        if step == 9:
+            torch.nn.init.constant_(run.model.head.weight, math.nan)
+
+    before_update(monkeypatch, break_weights)
+    with pytest.raises(UserError, match="train/loss is nan at step 9: set a lower learning_rate"):
+        train(tiny(log_interval=5))
+    assert checkpoint.load(LAST).step == 6
+    assert all(tensor.isfinite().all() for tensor in weights(LAST).values())
+
+
+def test_a_new_run_keeps_the_best_checkpoint_of_an_earlier_one(finished_run, tiny, capsys):
+    old = weights(BEST)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 2)  # before the new run has a best model
+        train(tiny(seed=2))
+    assert same(weights(BEST), old)
+    assert not os.path.exists("out/tiny_best.prev.pt")
+
+    train(tiny(seed=2, resume=True))
+    assert "kept the best checkpoint of an earlier run as out/tiny_best.prev.pt" in (
+        capsys.readouterr().out
+    )
+    assert same(weights("out/tiny_best.prev.pt"), old)
+    assert not same(weights(BEST), old)
+
+    train(tiny(seed=2, max_steps=18, resume=True))  # this time the best is the run's own
+    assert same(weights("out/tiny_best.prev.pt"), old)
+
+
+def test_the_average_of_the_weights_is_evaluated_and_saved(dataset, tiny):
+    result = train(tiny(ema_decay=0.6))
+    saved = checkpoint.load(LAST)
+    assert not same(saved.model, saved.raw_model)
+    model, _ = saved.build(CPU)
+    loss = mean_loss(model, load_dataset("verses_char").val, torch.float32)
+    assert result["val_losses"][-1] == pytest.approx(loss)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(noise, tiny, capsys):
+    result = train(tiny(**noise, max_steps=200, patience=3))
+    best = 1 + int(np.argmin(result["val_losses"][1:]))
+    assert result["finished"]
+    assert len(result["val_losses"]) == best + 4 < 21
+    assert "no improvement in 3 evaluations: stopping early" in capsys.readouterr().out
+
+    resumed = train(tiny(**noise, max_steps=200, patience=5, resume=True))
+    assert resumed["val_losses"][:-2] == result["val_losses"]
+    assert len(resumed["steps"]) == len(result["steps"]) + 20
+
+
+@pytest.mark.parametrize("interval, saved", [("5", 5), ("0", 0), ("0.00001min", 8)])
+def test_save_interval_limits_what_a_crash_costs(dataset, tiny, monkeypatch, interval, saved):
+    def crash(_, step):
+        if step == 8:
+            raise KeyboardInterrupt
+
+    before_update(monkeypatch, crash)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(save_interval=interval, eval_interval=12))
+    assert checkpoint.load(LAST).step == saved
+
+
+def test_the_final_loss_is_of_the_whole_validation_split(dataset, tiny):
+    result = train(tiny(eval_tokens=200))
+    model, _ = checkpoint.load(BEST).build(CPU)
+    whole = mean_loss(model, load_dataset("verses_char").val, torch.float32)
+    assert result["best_val_loss"] == pytest.approx(whole)
+    assert whole not in result["val_losses"]
+
+
+def test_equal_weights_give_equal_samples(dataset, tiny):
+    data = load_dataset("verses_char")
+    config = tiny(vocab_size=data.tokenizer.vocab_size)
+    texts = [Run(config, data, CPU, torch.float32).sample(50) for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 50
+
+
+def test_a_run_name_can_look_like_a_formula(dataset, empty_config):
+    assert main([empty_config, *arguments(run_name="cost$1_$2", max_steps=2)]) == 0
+    assert os.path.exists("out/cost$1_$2_curves.png")
+
+
+# compilation
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_blocks_learn_the_same(dataset, empty_config):
+    losses = {}
+    for compiled in ("true", "false"):
+        settings = {"max_steps": 6, "eval_interval": 3, "sample_interval": 3}
+        command = arguments(run_name=compiled, compile=compiled, **settings)
+        status, _, error = run("train.py", empty_config, *command)
+        assert status == 0, error
+        rows = read_metrics(f"out/{compiled}_metrics.jsonl")
+        losses[compiled] = [
+            row.get("train/loss", row.get("val/loss")) for row in rows if "sample" not in row
+        ]
+    assert len(losses["true"]) == 9
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_without_a_working_compiler_one_line_says_so(dataset, empty_config, monkeypatch):
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(dataset / "cache"))
+    status, _, error = run("train.py", empty_config, *arguments(compile=True))
+    assert status == 1
+    assert error.count("\n") == 1
+    assert "use --compile=false" in error
+    assert not os.path.exists("out")

@@ -1,0 +1,168 @@
+"""Logging to Weights & Biases: what our code tells its library."""
+
+import sys
+from dataclasses import replace
+from unittest.mock import MagicMock
+
+import pytest
+from helpers import before_update, stop_at
+
+from common.errors import UserError
+from common.metrics import read_metrics
+from common.wandb_run import WandbRun
+from train import train
+
+METRICS = "out/tiny_metrics.jsonl"
+
+
+def copy_table(columns: list, rows: list) -> list:
+    """What wandb.Table does: later changes of `rows` have no effect on it."""
+    assert columns == ["step", "text"]
+    return list(rows)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module in place of wandb that records every call."""
+    fake = MagicMock()
+    fake.Table.side_effect = copy_table
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+@pytest.fixture
+def online(tiny):
+    return tiny(wandb_mode="online", eval_interval=12)
+
+
+def logged(wandb, name: str) -> list:
+    """All values of this name that were logged."""
+    calls = wandb.init.return_value.log.call_args_list
+    return [call.args[0][name] for call in calls if name in call.args[0]]
+
+
+def samples(wandb) -> list[list]:
+    """The steps of the samples in each table that was logged."""
+    return [[step for step, _ in table] for table in logged(wandb, "samples")]
+
+
+# starting
+
+
+def test_nothing_is_logged_unless_asked(folder, tiny, wandb):
+    run = WandbRun(tiny(), "the id")
+    run.log({"step": 0})
+    run.finish(0)
+    wandb.init.assert_not_called()
+
+
+def test_a_run_is_started_with_its_settings(folder, online, wandb):
+    WandbRun(replace(online, wandb_project="mine"), "the id")
+    wandb.login.assert_called_once()
+    options = wandb.init.call_args.kwargs
+    assert options["mode"] == "online"
+    assert options["project"] == "mine"
+    assert options["name"] == "tiny-2L-32d"
+    assert options["id"] == "the id"
+    assert options["resume"] == "allow"
+    assert options["config"]["learning_rate"] == online.learning_rate
+    wandb.init.return_value.define_metric.assert_called_once_with("*", step_metric="step")
+
+
+def test_the_environment_variable_starts_a_run_too(folder, tiny, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandbRun(tiny(), "the id")
+    assert wandb.init.call_args.kwargs["mode"] == "offline"
+    wandb.login.assert_not_called()
+
+
+def test_a_setting_overrides_the_environment_variable(folder, tiny, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandbRun(tiny(wandb_mode="disabled"), "the id")
+    wandb.init.assert_not_called()
+
+
+def test_an_error_at_the_start_is_reported(folder, online, wandb, capsys):
+    wandb.init.side_effect = TimeoutError("no answer")
+    WandbRun(online, "the id").log({"step": 0})
+    assert capsys.readouterr().out == "Weights & Biases is disabled: no answer\n"
+
+
+def test_a_missing_api_key_is_reported(folder, online, wandb, capsys):
+    wandb.login.return_value = False
+    WandbRun(online, "the id").log({"step": 0})
+    assert "there is no API key: run `wandb login`" in capsys.readouterr().out
+    wandb.init.assert_not_called()
+
+
+def test_a_missing_library_is_reported(folder, online, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
+    WandbRun(online, "the id").log({"step": 0})
+    assert "Weights & Biases is disabled: it is not installed" in capsys.readouterr().out
+
+
+def test_an_unknown_mode_is_reported(folder, tiny, wandb, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "bogus")
+    WandbRun(tiny(), "the id").log({"step": 0})
+    assert "WANDB_MODE=bogus is not online or offline" in capsys.readouterr().out
+    wandb.init.assert_not_called()
+
+
+# logging
+
+
+def test_every_row_of_the_metrics_is_logged(dataset, online, wandb):
+    train(replace(online, sample_interval=5))
+    rows = [row for row in read_metrics(METRICS) if "sample" not in row]
+    calls = [call.args[0] for call in wandb.init.return_value.log.call_args_list]
+    assert [call for call in calls if "seconds" in call] == rows
+    assert samples(wandb) == [[5], [5, 10], [5, 10, 12]]
+    assert len(logged(wandb, "train/tokens_per_second")) == 11  # not of the first step
+    wandb.Image.assert_called_once_with("out/tiny_curves.png")
+    wandb.init.return_value.finish.assert_called_once_with(exit_code=0)
+
+
+@pytest.mark.parametrize("upload", [True, False])
+def test_the_best_model_is_uploaded_if_asked(dataset, online, wandb, upload):
+    train(replace(online, max_steps=2, wandb_log_model=upload))
+    artifacts = wandb.init.return_value.log_artifact.call_args_list
+    assert [call.args for call in artifacts] == [("out/tiny_best.pt",)] * upload
+
+
+def test_a_resumed_run_continues_the_same_one(dataset, online, wandb):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 7)
+        train(replace(online, sample_interval=5))
+    train(replace(online, sample_interval=5, resume=True))
+    first, second = wandb.init.call_args_list
+    assert first.kwargs["id"] == second.kwargs["id"]
+    assert logged(wandb, "train/loss") == [
+        row["train/loss"] for row in read_metrics(METRICS) if "train/loss" in row
+    ]
+    assert samples(wandb) == [[5], [5, 10], [5, 10, 12]]
+
+
+def test_a_failed_run_is_marked_as_failed(dataset, online, wandb, monkeypatch):
+    def fail(*_):
+        raise UserError("something went wrong")
+
+    before_update(monkeypatch, fail)
+    with pytest.raises(UserError):
+        train(online)
+    wandb.init.return_value.finish.assert_called_once_with(exit_code=1)
+
+
+def test_an_error_while_logging_does_not_end_the_run(dataset, online, wandb, capsys):
+    wandb.init.return_value.log.side_effect = ConnectionError("the network is down\nfor ever")
+    assert train(online)["finished"]
+    message = "Weights & Biases is disabled for the rest of the run: the network is down\n"
+    assert message in capsys.readouterr().out
+    wandb.init.return_value.log.assert_called_once()
+
+
+@pytest.mark.slow
+def test_the_real_library_takes_what_we_log(dataset, tiny, capsys):
+    config = tiny(wandb_mode="offline", sample_interval=5, wandb_log_model=True)
+    assert train(config)["finished"]
+    assert "Weights & Biases is disabled" not in capsys.readouterr().out
+    assert len(list((dataset / "out").rglob("*.wandb"))) == 1
