@@ -89,7 +89,7 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
     return figure
 
 
-def read_runs(paths: list[str | Path]) -> dict[str, list[dict]]:
+def load_runs(paths: list[str | Path]) -> dict[str, list[dict]]:
     """The rows of metrics files by the name of their run. Raises UserError."""
     paths = [Path(path) for path in paths]
     runs = {}
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--x", choices=AXES, default="step", help="x axis (default: %(default)s)")
     parser.add_argument("--out", default="out/curves.png", help="figure (default: %(default)s)")
     args = parser.parse_args(argv)
-    draw(read_runs(expand(args.metrics)), args.out, args.x)
+    draw(load_runs(expand(args.metrics)), args.out, args.x)
     print(f"wrote {args.out}")
 
 

@@ -35,7 +35,7 @@ from evaluate import mean_loss
 from experiments.ablate import CPU, STUDIES
 from experiments.runs import RESULTS, machine, markdown
 from model import GPT, count_parameters, next_token_loss
-from plot import COLORS, draw, read_runs
+from plot import COLORS, draw, load_runs
 from prepare import prepare_missing
 from train import Run
 
@@ -391,7 +391,7 @@ def redraw(results: Path) -> None:
     """Draws the figures: the curves of the first run, its heads, gradients of short runs."""
     measured, name = read_measured(results), read_runs(results)[0]["config"]["run_name"]
     trained_folder, folder = results / "trained", results / "questions"
-    draw(read_runs([trained_folder / f"{name}_metrics.jsonl"]), trained_folder / "curves.png")
+    draw(load_runs([trained_folder / f"{name}_metrics.jsonl"]), trained_folder / "curves.png")
     heads = np.array(measured["checkpoint"]["heads"])
     heads_figure(heads).savefig(folder / "heads.png", dpi=110)
     gradients_figure(measured["gradients"]).savefig(folder / "gradients.png", dpi=110)

@@ -55,7 +55,7 @@ def test_the_ending_of_out_decides_the_format_and_its_folder_is_made(metrics):
 
 
 def test_the_loss_panel_shows_the_measured_and_the_smoothed_loss_and_the_validation_loss(metrics):
-    raw, smoothed, validation = plot.curves(plot.read_runs([metrics])).axes[0].lines
+    raw, smoothed, validation = plot.curves(plot.load_runs([metrics])).axes[0].lines
     losses = 4 - np.arange(100) / 50
     np.testing.assert_allclose(raw.get_ydata(), losses)
     np.testing.assert_allclose(smoothed.get_ydata(), plot.smooth(losses))
@@ -65,16 +65,16 @@ def test_the_loss_panel_shows_the_measured_and_the_smoothed_loss_and_the_validat
 
 @pytest.mark.parametrize("x, last", [("step", 100), ("tokens", 6400), ("seconds", 50)])
 def test_the_x_axis_is_steps_tokens_or_seconds(metrics, x, last):
-    loss, *_, lowest = plot.curves(plot.read_runs([metrics]), x).axes
+    loss, *_, lowest = plot.curves(plot.load_runs([metrics]), x).axes
     assert loss.lines[-1].get_xdata()[-1] == last
     assert x in lowest.get_xlabel()
 
 
 def test_only_what_was_measured_gets_a_panel(metrics):
-    assert panels(plot.curves(plot.read_runs([metrics]))) == list(plot.PANELS.values())
+    assert panels(plot.curves(plot.load_runs([metrics]))) == list(plot.PANELS.values())
     row = {"step": 0, "train/loss": 4.0, "train/lr": 0.001}
     metrics.write_text(json.dumps(row) + "\n")
-    assert panels(plot.curves(plot.read_runs([metrics]))) == [
+    assert panels(plot.curves(plot.load_runs([metrics]))) == [
         "loss (nats per token)",
         "learning rate",
     ]
@@ -82,25 +82,25 @@ def test_only_what_was_measured_gets_a_panel(metrics):
 
 def test_the_legend_names_each_run_once(metrics):
     first, second = copy(metrics, "out/a_metrics.jsonl"), copy(metrics, "out/b_metrics.jsonl")
-    assert legend(plot.curves(plot.read_runs([first, second]))) == ["a", "b", "validation"]
+    assert legend(plot.curves(plot.load_runs([first, second]))) == ["a", "b", "validation"]
 
 
 def test_the_legend_shows_the_folders_of_runs_with_the_same_name(metrics):
     first, second = copy(metrics, "a/run_metrics.jsonl"), copy(metrics, "b/run_metrics.jsonl")
     names = [str(Path("a", "run")), str(Path("b", "run")), "validation"]
-    assert legend(plot.curves(plot.read_runs([first, second]))) == names
+    assert legend(plot.curves(plot.load_runs([first, second]))) == names
 
 
 def test_ten_runs_have_different_colors_or_line_styles(metrics):
     runs = [copy(metrics, f"{i}_metrics.jsonl") for i in range(10)]
-    _, learning_rate, _ = plot.curves(plot.read_runs(runs)).axes
+    _, learning_rate, _ = plot.curves(plot.load_runs(runs)).axes
     looks = {(line.get_color(), line.get_linestyle()) for line in learning_rate.lines}
     assert len(looks) == 10
 
 
 def test_a_run_name_with_dollar_signs_is_not_read_as_mathematics(metrics):
     path = copy(metrics, "cost$1_$2_metrics.jsonl")
-    plot.draw(plot.read_runs([path]), "curves.png")
+    plot.draw(plot.load_runs([path]), "curves.png")
 
 
 # -------------------------------------------------------------------------------------------------
