@@ -15,6 +15,7 @@ from common import checkpoint, gpt2_bpe
 from common.checkpoint import Checkpoint
 from common.cli import Parser, command
 from common.errors import UserError
+from common.files import data_dir
 from common.gpt2 import (
     GPT2_ARCHITECTURE,
     GPT2_FIXED,
@@ -161,7 +162,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     }
     pre_tokenizer = decoder = byte_level
     if tokenizer.kind == "bpe":
-        model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(Path("data/downloads")))
+        model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))
     elif tokenizer.kind == "byte":
         model["vocab"] = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     else:

@@ -27,8 +27,9 @@ except ImportError:  # Windows, which does not delete files that another process
 
 import data
 from common.cli import Parser, command, escape_controls, unescape
-from common.dataset import DATA_DIR, SPLITS, UNITS, is_prepared, load_dataset
+from common.dataset import SPLITS, UNITS, is_prepared, load_dataset
 from common.errors import UserError
+from common.files import data_dir
 from common.inputs import read_inputs
 from common.survey import (
     CHANGED,
@@ -78,7 +79,9 @@ def parse_name(name: str) -> tuple[str, str]:
     return corpus, kind
 
 
-def find_corpus(name: str, inputs: list[str] | None, limit: int | None, options: dict) -> Corpus:
+def find_corpus(
+    name: str, kind: str, inputs: list[str] | None, limit: int | None, options: dict
+) -> Corpus:
     """The text of `inputs`, or one of the corpora in data/, or both if its load() takes `inputs`.
 
     Raises UserError, also for options that don't apply.
@@ -91,10 +94,12 @@ def find_corpus(name: str, inputs: list[str] | None, limit: int | None, options:
     if inputs and "inputs" not in known:
         if unknown := sorted(options.keys() - own.keys()):
             raise UserError(f"--{unknown[0]} can't be combined with --input", status=2)
+        if load:
+            print(f"note: the text is that of --input, not the project's corpus {name}")
         return read_inputs(inputs, **options)
     if not load:
         raise UserError(
-            f"there is no corpus {name}; for your own text: python prepare.py {name}_char"
+            f"there is no corpus {name}; for your own text: python prepare.py {name}_{kind}"
             " --input FILE",
             2,
         )
@@ -102,7 +107,7 @@ def find_corpus(name: str, inputs: list[str] | None, limit: int | None, options:
         raise UserError(f"the corpus {name} has no option --{unknown[0]}", status=2)
     given = {"inputs": inputs, "limit": limit}
     options = options | {key: value for key, value in given.items() if value and key in known}
-    return load(DATA_DIR / "downloads", **options)
+    return load(data_dir() / "downloads", **options)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -236,7 +241,7 @@ def prepare(
     if replace_unknown and not (tokenizer_of and kind == "char"):
         raise UserError("--replace_unknown needs a char dataset and --tokenizer_of", status=2)
     separator = options.get("separator")
-    corpus = find_corpus(corpus_name, inputs, limit, options)
+    corpus = find_corpus(corpus_name, kind, inputs, limit, options)
     make_dataset(name, kind, corpus, val_fraction, limit, tokenizer_of, replace_unknown, separator)
 
 
@@ -281,7 +286,7 @@ def make_dataset(
         raise too_few
 
     # second pass: its tokens, in a new folder
-    folder = DATA_DIR / name
+    folder = data_dir() / name
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with new_folder(folder) as new:

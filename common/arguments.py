@@ -18,10 +18,10 @@ from common.checkpoint import Checkpoint, SavedModel
 from common.cli import Parser
 from common.device import pick_device
 from common.errors import UserError
+from common.files import ROOT
 from config import BOOLEANS, SETTINGS, Config, convert, intended, make_config, unknown
 from model import GPTConfig
 
-ROOT = Path(__file__).parent.parent
 DEFAULT_FILE = "configs/shakespeare_char.py"
 ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTINGS]
 SHAPE = [

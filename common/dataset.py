@@ -8,18 +8,17 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.errors import UserError
+from common.files import ROOT, data_dir
 from common.tokenizer import Tokenizer, from_dict
 
 if TYPE_CHECKING:
     import torch
 
-DATA_DIR = Path("data")
 SPLITS = ("train", "val")
 CHECKED = 1 << 16  # ids of each split that load_dataset checks
 UNITS = ("tokens", "characters", "bytes")
@@ -69,15 +68,18 @@ def windows(tokens: np.ndarray, starts: np.ndarray, length: int, vocab_size: int
 
 def is_prepared(name: str) -> bool:
     """Whether data/<name> is complete: meta.json is written last."""
-    return (DATA_DIR / name / "meta.json").exists()
+    return (data_dir() / name / "meta.json").exists()
 
 
 def load_dataset(name: str) -> Dataset:
     """Opens data/<name> and checks that its files belong together. Raises UserError."""
-    folder = DATA_DIR / name
-    again = f"prepare it again: python prepare.py {name} (with --input if it is your own text)"
+    folder = data_dir() / name
+    corpus, _, _ = name.rpartition("_")
+    ours = (ROOT / "data" / f"{corpus}.py").exists()
+    command = f"python prepare.py {name}" + ("" if ours else " --input FILE")
+    again = f"prepare it again: {command}"
     if not is_prepared(name):
-        raise UserError(f"there is no prepared dataset in {folder}: python prepare.py {name}")
+        raise UserError(f"there is no prepared dataset in {folder}: {command}")
 
     # meta.json
     try:

@@ -16,6 +16,15 @@ BLOCK_BYTES = 1 << 16  # read from a file at once; small enough for the CPU cach
 LONGEST_WORD = 10_000  # characters
 STDIN = Path("-")
 
+ROOT = Path(__file__).parent.parent  # the project's folder
+
+
+def data_dir() -> Path:
+    """Where datasets and downloads are: data/ of the project, or what CAPSTONE_DATA says."""
+    if folder := os.environ.get("CAPSTONE_DATA"):
+        return Path(folder)
+    return Path("data") if Path.cwd() == ROOT else ROOT / "data"
+
 
 def expand(paths: Iterable[str]) -> list[str]:
     """Expands wildcards that the shell has left. Raises UserError if one matches nothing."""

@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from common.errors import listed
+from common.files import data_dir
 
 CODE_POINTS = 0x110000  # of Unicode
 END_OF_TEXT = "<|endoftext|>"
@@ -153,7 +153,7 @@ class BPETokenizer(ByteTokenizer):
 
         from common import gpt2_bpe
 
-        os.environ["TIKTOKEN_CACHE_DIR"] = str(gpt2_bpe.fetch(Path("data/downloads")))
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(gpt2_bpe.fetch(data_dir() / "downloads"))
         self._encoding = tiktoken.get_encoding("gpt2")
         self.vocab_size = self._encoding.n_vocab
         self.separator = END_OF_TEXT

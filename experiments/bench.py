@@ -36,6 +36,7 @@ from common.cli import Parser, command
 from common.dataset import Dataset
 from common.device import has_bfloat16, pick_device, pick_weights_dtype, reuse_memory
 from common.errors import UserError
+from common.files import data_dir
 from common.metrics import read_metrics
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import Config
@@ -266,7 +267,7 @@ def generation(
 
 def library_text(size: int) -> str:
     """`size` characters of Python's standard library, repeated if necessary."""
-    text = "\n\n".join(filter(None, python.load(Path("data/downloads")).text()))
+    text = "\n\n".join(filter(None, python.load(data_dir() / "downloads").text()))
     return (text * (size // len(text) + 1))[:size]
 
 
@@ -318,12 +319,12 @@ def preparation_commands() -> list[dict]:
     # VmHWM is the peak of the process itself; getrusage would include its parent at the fork
     watched = "import sys, prepare; prepare.main(sys.argv[1:]);"
     watched += " print(open('/proc/self/status').read())"
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "CAPSTONE_DATA": "data"}
     options = {"env": environment, "capture_output": True, "text": True, "check": True}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "data").mkdir()
-        Path(folder, "data", "downloads").symlink_to(Path("data/downloads").resolve())
+        Path(folder, "data", "downloads").symlink_to((data_dir() / "downloads").resolve())
         for kind in ("char", "byte", "bpe"):
             for size in (30, 100, 300):
                 Path(folder, "text.txt").write_text(library_text(size * 10**6), encoding="utf-8")
