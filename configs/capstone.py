@@ -10,6 +10,17 @@
 
 run_name = "capstone_25m"  # "capstone" is the 10M run, which sample.py opens by default
 
+# without a GPU these settings override those below: change them here
+on_cpu = dict(
+    n_layers=4, n_heads=4, d_model=128, d_ff=512, block_size=128,  # 0.8M parameters
+    dropout=0.0,          # little more than one epoch: too short to overfit
+    batch_size=16,
+    learning_rate=2e-3,   # a narrower model needs a higher rate
+    max_steps=600,
+    eval_tokens=20_000,   # only the final evaluation uses the whole validation split
+    sample_interval=250,
+)
+
 n_layers = 8
 n_heads = 8
 d_model = 512
@@ -25,13 +36,3 @@ learning_rate = 3e-4
 warmup_steps = 100
 max_steps = 5000
 eval_interval = 250  # often, because the best step comes early
-
-on_cpu = dict(
-    n_layers=4, n_heads=4, d_model=128, d_ff=512, block_size=128,  # 0.8M parameters
-    dropout=0.0,          # little more than one epoch: too short to overfit
-    batch_size=16,
-    learning_rate=2e-3,   # a narrower model needs a higher rate
-    max_steps=600,
-    eval_tokens=20_000,   # only the final evaluation uses the whole validation split
-    sample_interval=250,
-)

@@ -10,18 +10,7 @@
 run_name = "python_byte"
 dataset = "python_byte"
 
-n_layers = 6
-n_heads = 6
-d_model = 384
-block_size = 256
-dropout = 0.1  # 7 epochs: a little is enough
-
-batch_size = 64
-learning_rate = 1e-3
-warmup_steps = 100
-max_steps = 5000
-eval_interval = 250
-
+# without a GPU these settings override those below: change them here
 on_cpu = dict(
     n_layers=4, n_heads=4, d_model=128, block_size=128,
     dropout=0.0,             # a tenth of an epoch: nothing is read twice
@@ -35,3 +24,15 @@ on_cpu = dict(
     eval_tokens=20_000,      # of about a million; the final evaluation uses all
     sample_interval=275,
 )
+
+n_layers = 6
+n_heads = 6
+d_model = 384
+block_size = 256
+dropout = 0.1  # 7 epochs: a little is enough
+
+batch_size = 64
+learning_rate = 1e-3
+warmup_steps = 100
+max_steps = 5000
+eval_interval = 250

@@ -11,18 +11,7 @@
 run_name = "robotics_bpe"
 dataset = "robotics_bpe"
 
-n_layers = 6
-n_heads = 5
-d_model = 160
-block_size = 256  # an abstract is about 250 tokens
-dropout = 0.2     # about 1.5M tokens, read 20 times
-
-batch_size = 64
-learning_rate = 2e-3  # a narrow model needs a higher rate
-warmup_steps = 100
-max_steps = 2000
-eval_interval = 100
-
+# without a GPU these settings override those below: change them here
 on_cpu = dict(
     n_layers=4, n_heads=4, d_model=64, block_size=128,  # narrow: the head is most of the work
     dropout=0.0,
@@ -36,3 +25,15 @@ on_cpu = dict(
     eval_tokens=20_000,
     sample_interval=150,
 )
+
+n_layers = 6
+n_heads = 5
+d_model = 160
+block_size = 256  # an abstract is about 250 tokens
+dropout = 0.2     # about 1.5M tokens, read 20 times
+
+batch_size = 64
+learning_rate = 2e-3  # a narrow model needs a higher rate
+warmup_steps = 100
+max_steps = 2000
+eval_interval = 100

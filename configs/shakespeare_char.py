@@ -10,18 +10,7 @@
 run_name = "capstone"
 dataset = "shakespeare_char"
 
-n_layers = 6
-n_heads = 6
-d_model = 384
-block_size = 256
-dropout = 0.2  # the 1 MB of text is read about 80 times: without dropout the model soon overfits
-
-batch_size = 64
-learning_rate = 1e-3  # small models tolerate, and need, higher rates than large ones
-warmup_steps = 100
-max_steps = 5000
-eval_interval = 250  # often, because the best step comes early
-
+# without a GPU these settings override those below: change them here
 on_cpu = dict(
     n_layers=4, n_heads=4, d_model=128, block_size=128,  # 0.8M parameters: enough for two minutes
     dropout=0.0,             # 2.6 epochs: too few to overfit much
@@ -36,3 +25,15 @@ on_cpu = dict(
     sample_interval=250,
     log_interval=10,
 )
+
+n_layers = 6
+n_heads = 6
+d_model = 384
+block_size = 256
+dropout = 0.2  # the 1 MB of text is read about 80 times: without dropout the model soon overfits
+
+batch_size = 64
+learning_rate = 1e-3  # small models tolerate, and need, higher rates than large ones
+warmup_steps = 100
+max_steps = 5000
+eval_interval = 250  # often, because the best step comes early

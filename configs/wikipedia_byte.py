@@ -10,19 +10,7 @@
 run_name = "wikipedia_byte"
 dataset = "wikipedia_byte"
 
-n_layers = 6
-n_heads = 6
-d_model = 384
-block_size = 512  # articles are coherent over longer spans than verse
-dropout = 0.0     # less than two epochs: too few to overfit
-
-batch_size = 32
-learning_rate = 1e-3
-warmup_steps = 200
-max_steps = 10_000
-eval_interval = 500
-eval_tokens = 500_000  # of 5 MB; the final evaluation uses all
-
+# without a GPU these settings override those below: change them here
 on_cpu = dict(
     n_layers=4, n_heads=4, d_model=128, block_size=128,
     batch_size=16,
@@ -35,3 +23,16 @@ on_cpu = dict(
     eval_tokens=20_000,
     sample_interval=275,
 )
+
+n_layers = 6
+n_heads = 6
+d_model = 384
+block_size = 512  # articles are coherent over longer spans than verse
+dropout = 0.0     # less than two epochs: too few to overfit
+
+batch_size = 32
+learning_rate = 1e-3
+warmup_steps = 200
+max_steps = 10_000
+eval_interval = 500
+eval_tokens = 500_000  # of 5 MB; the final evaluation uses all
