@@ -55,6 +55,8 @@ def run_one(config: Config) -> dict:
     """
     folder = Path(config.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.path("last.pt").exists():  # the run was interrupted
+        config = replace(config, resume=True)
     diverged = None
     log = open(folder / "log.txt", "w", encoding="utf-8")
     with log, redirect_stdout(log), redirect_stderr(log):
