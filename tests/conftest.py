@@ -18,7 +18,7 @@ torch.set_num_threads(1)  # the models here are so small that threads would only
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often test_kill.py kills a run")
     parser.addoption("--kill_seed", type=int, help="repeats the kills of an earlier test_kill.py")
-    parser.addoption("--memory_steps", type=int, default=400, help="steps in test_memory.py")
+    parser.addoption("--memory_steps", type=int, default=240, help="steps in test_memory.py")
 
 
 @pytest.fixture
