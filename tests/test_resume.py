@@ -59,12 +59,6 @@ def test_the_training_time_continues_on_resume(finished_run, tiny):
     assert seconds[-1] > kept[-1]["seconds"]
 
 
-def test_the_command_to_resume_names_another_out_dir(dataset, tiny, monkeypatch, capsys):
-    stop_at(monkeypatch, 2)
-    train(tiny(out_dir="my runs"))
-    assert "--run_name=tiny --out_dir='my runs' --resume" in capsys.readouterr().out
-
-
 def test_a_config_file_can_ask_to_resume(finished_run):
     Path("again.py").write_text("run_name = 'tiny'\nresume = True\nn_layers = 7\n")
     assert main(["again.py", "--max_steps=14", "--weight_decay=0.5"]) == 0
