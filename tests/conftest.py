@@ -61,7 +61,12 @@ def noise(folder):
     """Settings of a run on a short random text, which a model can only memorize."""
     Path("noise.txt").write_text("".join(random.Random(0).choices("abcdefgh", k=400)))
     prepare("noise_char", ["noise.txt"])
-    return {"dataset": "noise_char", "block_size": 16, "eval_interval": 10}
+    return {
+        "dataset": "noise_char",
+        "block_size": 16,
+        "eval_interval": 10,
+        "learning_rate": 3e-2,  # overfits after 10 steps
+    }
 
 
 @pytest.fixture
