@@ -18,7 +18,7 @@ torch.set_num_threads(1)  # the models here are so small that threads would only
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often test_kill.py kills a run")
     parser.addoption("--kill_seed", type=int, help="repeats the kills of an earlier test_kill.py")
-    parser.addoption("--memory_steps", type=int, default=400, help="steps in test_memory.py")
+    parser.addoption("--memory_steps", type=int, default=240, help="steps in test_memory.py")
 
 
 @pytest.fixture
@@ -61,7 +61,12 @@ def noise(folder):
     """Settings of a run on a short random text, which a model can only memorize."""
     Path("noise.txt").write_text("".join(random.Random(0).choices("abcdefgh", k=400)))
     prepare("noise_char", ["noise.txt"])
-    return {"dataset": "noise_char", "block_size": 16, "eval_interval": 10}
+    return {
+        "dataset": "noise_char",
+        "block_size": 16,
+        "eval_interval": 10,
+        "learning_rate": 3e-2,  # overfits after 10 steps
+    }
 
 
 @pytest.fixture

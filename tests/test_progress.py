@@ -1,64 +1,87 @@
 """What a run prints while it trains."""
 
 import os
+from types import SimpleNamespace
 
-from helpers import TINY
+import pytest
 
-from common import progress as progress_module
-from common.metrics import Metrics
-from common.progress import Progress
-from common.timing import Stopwatch
-from config import Config
+from common import progress
+from common.progress import Progress, print_resume_command
 from train import train
 
-ROW = {"train/loss": 1.0, "train/lr": 1e-3, "train/grad_norm": 0.5}
+ROW = {"train/loss": 2.5, "train/lr": 1e-3, "train/grad_norm": 0.75}
 
 
-class Clock(Stopwatch):
-    """A stopwatch that a test sets."""
+@pytest.fixture
+def clock(monkeypatch):
+    """clock.seconds is both the training time and the time of day."""
+    clock = SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: clock.seconds))
+    return clock
 
-    seconds = 0.0
 
-    def __init__(self):
-        pass
+def test_a_log_line_has_the_speed_and_the_remaining_time(tiny, clock, capsys):
+    with Progress(tiny(max_steps=103), 0, SimpleNamespace(clock=clock, wandb=None)) as bar:
+        bar.log(0, ROW)
+        assert capsys.readouterr().out == ""  # the first step includes start-up
+        clock.seconds += 4
+        bar.log(2, ROW)
+    assert capsys.readouterr().out == (
+        "step      2 | loss 2.5000 | lr 1.00e-03 | gradient norm 0.750 | 64 tokens/s | 3:20 left\n"
+    )
 
 
-def logged(monkeypatch, capsys, moments: list[tuple[int, float]], max_steps: int) -> list[str]:
+def test_a_gradient_norm_that_overflowed_is_shown_as_infinite(tiny, clock, capsys):
+    with Progress(tiny(), 0, SimpleNamespace(clock=clock, wandb=None)) as bar:
+        for step in range(2):
+            bar.log(step, {"train/loss": 2.5, "train/lr": 1e-3})
+            clock.seconds += 1
+    assert "gradient norm inf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "settings, options",
+    [
+        ({}, "--run_name=tiny --resume"),
+        ({"run_name": "my run"}, "--run_name='my run' --resume"),
+        ({"out_dir": "my runs"}, "--run_name=tiny --out_dir='my runs' --resume"),
+    ],
+)
+def test_the_command_to_resume_has_the_name_and_folder_of_the_run(tiny, settings, options, capsys):
+    print_resume_command(tiny(**settings), 1234)
+    printed = capsys.readouterr().out
+    assert "_last.pt at step 1,234; resume with: " in printed
+    assert printed.endswith(f"python train.py {options}\n")
+
+
+def logged(config, clock, capsys, moments: list[tuple[int, float]]) -> list[str]:
     """The lines that are printed for these steps at these seconds."""
-    config = Config(**(TINY | {"max_steps": max_steps}))
-    metrics = Metrics.__new__(Metrics)
-    metrics.wandb, metrics.clock = None, Clock()
-    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: metrics.clock.seconds)
-    with Progress(config, 0, metrics) as progress:
+    with Progress(config, 0, SimpleNamespace(clock=clock, wandb=None)) as bar:
         for step, seconds in moments:
-            metrics.clock.seconds = seconds
-            progress.log(step, ROW)
+            clock.seconds = seconds
+            bar.log(step, ROW)
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_time_left_is_minutes_and_seconds_below_60(monkeypatch, capsys):
-    lines = logged(monkeypatch, capsys, [(0, 0.0), (10, 9.999)], 430)
-    assert lines[0].endswith("| 6:59 left") or lines[0].endswith("| 7:00 left")
-    assert ":60 left" not in lines[0]
+def test_the_remaining_seconds_stay_below_60(tiny, clock, capsys):
+    [line] = logged(tiny(max_steps=430), clock, capsys, [(0, 0.0), (10, 10.023)])
+    assert line.endswith("| 7:00 left")
 
 
-def test_speed_and_time_left_do_not_count_the_first_step(monkeypatch, capsys):
-    lines = logged(monkeypatch, capsys, [(0, 100.0), (10, 110.0)], 31)
-    assert "| 128 tokens/s | 0:20 left" in lines[0]
-
-
-def test_steps_that_become_slow_on_a_busy_machine_are_reported_once(monkeypatch, capsys):
+def test_steps_that_become_slow_on_a_busy_machine_are_reported_once(
+    tiny, clock, capsys, monkeypatch
+):
     monkeypatch.setattr(os, "getloadavg", lambda: (2.0 * os.cpu_count(), 0, 0), raising=False)
     moments = [(0, 0.0), (10, 1.0), (20, 2.0), (30, 7.0), (40, 12.0)]
-    lines = logged(monkeypatch, capsys, moments, 100)
+    lines = logged(tiny(max_steps=100), clock, capsys, moments)
     assert [line for line in lines if "other programs" in line] == [
         "steps take 5.0 times as long: other programs use the processor"
     ]
 
 
-def test_slow_steps_on_an_idle_machine_are_not_blamed_on_other_programs(monkeypatch, capsys):
+def test_slow_steps_on_an_idle_machine_are_not_blamed_on_others(tiny, clock, capsys, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0, 0), raising=False)
-    lines = logged(monkeypatch, capsys, [(0, 0.0), (10, 1.0), (20, 9.0)], 100)
+    lines = logged(tiny(max_steps=100), clock, capsys, [(0, 0.0), (10, 1.0), (20, 9.0)])
     assert "other programs" not in "".join(lines)
 
 

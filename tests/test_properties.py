@@ -1,4 +1,4 @@
-"""Whatever stands in a file, a command ends by itself with a status and at most one line; no text is lost in tokens."""
+"""Whatever is in a file, a command ends with a status and at most one line; tokens keep the text."""
 
 import contextlib
 import io
@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,45 +20,72 @@ import evaluate
 import plot
 import prepare
 import sample
-import train
+from common import run_state
+from common.arguments import load_config
+from common.cli import command
 from common.dataset import load_dataset
+from common.metrics import Metrics
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import SETTINGS
+from train import Run
 
-ROOT = Path(__file__).parent.parent
-META, BEST, LAST, METRICS = (
-    "data/verses_char/meta.json", "out/tiny_best.pt", "out/tiny_last.pt", "out/tiny_metrics.jsonl",
-)  # fmt: skip
+META = "data/verses_char/meta.json"
+BEST, LAST, METRICS = "out/tiny_best.pt", "out/tiny_last.pt", "out/tiny_metrics.jsonl"
 
 
 def examples(count: int):
-    """Always the same ones, so that a run of the tests tells of the code and not of luck."""
+    """Always the same examples, so that a result depends on the code and not on luck."""
     return settings(max_examples=count, deadline=None, derandomize=True, database=None)
+
+
+@contextlib.contextmanager
+def new_folder():
+    """An empty current folder, for one example."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        yield
 
 
 @contextlib.contextmanager
 def copy_of(template: Path):
     """A copy of the template as the current folder, for one example."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        shutil.copytree(template, folder, dirs_exist_ok=True)
+    with new_folder():
+        shutil.copytree(template, ".", dirs_exist_ok=True)
         yield
 
 
 def run(main, *arguments) -> int:
     """The command's exit status: 0, or 1 or 2 with one line that says why."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()) as error,
-    ):
+    output, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
         status = main(list(arguments))
     assert status in (0, 1, 2)
-    assert error.getvalue().count("\n") == (status > 0), error.getvalue()
+    assert error.getvalue().count("\n") == (0 if status == 0 else 1), error.getvalue()
     return status
 
 
-NUMBERS = (
-    st.integers(-99, 99) | st.sampled_from([2**31, 2**64, 10**400]) | st.floats()
-)  # beyond any size, or modest
+@command
+def read_settings(argv: list[str]) -> None:
+    """What train.py does before it trains."""
+    load_config(argv)
+
+
+@command
+def train_a_step(argv: list[str]) -> None:
+    """What train.py does, for one step and without writing or drawing anything but metrics."""
+    config, start = load_config(argv)
+    dataset = load_dataset(config.dataset)
+    config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
+    run = Run(config, dataset, torch.device("cpu"), torch.float32)
+    if start:
+        run_state.resume(run, start)
+    with Metrics(config.path("metrics.jsonl"), config, run.id, run.step, False) as metrics:
+        metrics.add(run.step, 0.1, *run.update(run.step))
+        metrics.flush()
+        metrics.write(run.step, {"val/loss": run.evaluate()[0]})
+
+
+# modest numbers, and some beyond any size
+NUMBERS = st.integers(-99, 99) | st.sampled_from([2**31, 2**64, 10**400]) | st.floats()
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(max_size=5),
     lambda inner: (
@@ -67,31 +96,21 @@ JSON = st.recursive(
 
 
 @st.composite
-def damage(draw):
-    """A function that cuts off the end of some bytes, flips bits of one of them, or puts others into their place."""
-    kind, place, other = (
-        draw(st.sampled_from(["cut", "flip", "replace"])),
-        draw(st.floats(0, 1)),
-        draw(st.binary()),
-    )
-    bits = draw(st.integers(1, 255))
-
-    def apply(content: bytes) -> bytes:
-        at = int(place * (len(content) - 1))
-        if kind == "cut":
-            return content[:at]
-        return (
-            content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :]
-            if kind == "flip"
-            else other
-        )
-
-    return apply
+def damaged(draw, content: bytes) -> bytes:
+    """The content without its end, or with some bits of a byte flipped, or other content."""
+    at = draw(st.integers(0, len(content) - 1))
+    kind = draw(st.sampled_from(["cut", "flip", "replace"]))
+    if kind == "cut":
+        return content[:at]
+    if kind == "flip":
+        bits = draw(st.integers(1, 255))
+        return content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :]
+    return draw(st.binary())
 
 
 @st.composite
-def replaced(draw, tree):
-    """A copy of the dict with a random value in the place of one of its own, at some depth, or with one missing."""
+def replaced(draw, tree: dict) -> dict:
+    """A copy of the dict with one value, at some depth, replaced by a random one or missing."""
     tree = dict(tree)
     key = draw(st.sampled_from(sorted(tree)))
     if isinstance(tree[key], dict) and tree[key] and draw(st.integers(0, 3)):
@@ -106,148 +125,143 @@ def replaced(draw, tree):
 # texts
 
 
-@examples(60)
-@given(text=st.text())
-@pytest.mark.parametrize(
-    "make", [lambda text: CharTokenizer("".join(sorted(set(text)))), lambda text: ByteTokenizer()]
-)
-def test_tokens_hold_the_whole_text(make, text):
-    tokenizer = make(text)
+def check_round_trip(tokenizer, text: str) -> None:
     ids = tokenizer.encode(text).tolist()
     decode = tokenizer.stream_decoder()
-    assert tokenizer.decode(ids) == text == "".join(decode([i]) for i in ids)
+    assert tokenizer.decode(ids) == text
+    assert "".join(decode([i]) for i in ids) == text
+
+
+@examples(60)
+@given(text=st.text())
+def test_characters_and_bytes_keep_the_whole_text(text):
+    check_round_trip(CharTokenizer("".join(sorted(set(text)))), text)
+    check_round_trip(ByteTokenizer(), text)
 
 
 @pytest.mark.skipif(
-    not (ROOT / "data/downloads/gpt2_bpe").exists(), reason="GPT-2's files have not been fetched"
+    not (ROOT / "data/downloads/gpt2_bpe").exists(), reason="GPT-2's files are not downloaded"
 )
-def test_bpe_tokens_hold_the_whole_text(monkeypatch):
+def test_bpe_keeps_the_whole_text(monkeypatch):
     monkeypatch.chdir(ROOT)
     tokenizer = BPETokenizer()
 
     @examples(60)
     @given(text=st.text() | st.text("<|endoftext|> \n'é😀"))
     def check(text):
-        ids = tokenizer.encode(text).tolist()
-        decode = tokenizer.stream_decoder()
-        assert tokenizer.decode(ids) == text == "".join(decode([i]) for i in ids)
+        check_round_trip(tokenizer, text)
 
     check()
 
 
-@examples(60)
+@examples(40)
 @given(content=st.binary() | st.text().map(str.encode), kind=st.sampled_from(["char", "byte"]))
-def test_any_bytes_are_prepared_whole_or_not_at_all(content, kind):
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+def test_any_file_is_prepared_as_a_whole_or_not_at_all(content, kind):
+    with new_folder():
         Path("a.txt").write_bytes(content)
         Path("data").mkdir()
         if run(prepare.main, f"a_{kind}", "--input", "a.txt") == 0:
             dataset = load_dataset(f"a_{kind}")
-            assert (
-                dataset.tokenizer.decode(np.concatenate([dataset.train, dataset.val])).encode()
-                == content
-            )
+            ids = np.concatenate([dataset.train, dataset.val])
+            assert dataset.tokenizer.decode(ids).encode() == content
         else:
-            assert sorted(os.listdir()) == ["a.txt", "data"] and os.listdir("data") == []
+            assert sorted(os.listdir()) == ["a.txt", "data"]
+            assert os.listdir("data") == []
 
 
-# config files: the names and signs in them are such that no Python of theirs can do harm
+# config files, made of names and characters that can't form harmful Python
 
 NAMES = st.sampled_from([*SETTINGS, "on_cpu", "n_layer", "abc", "_private"])
 LINES = st.builds("{} = {!r}".format, NAMES, JSON | st.dictionaries(NAMES, JSON, max_size=2))
-SIGNS = st.text("abc=01 \n\t'\"#()[]{}+-.,:\\\0é")
+ASSIGNMENTS = st.lists(LINES, max_size=4).map("\n".join).map(str.encode)
+CHARACTERS = st.text("abc=01 \n\t'\"#()[]{}+-.,:\\\0é").map(str.encode)
+BINARY = st.binary(max_size=4).map(b"\xff".__add__)
 
 
-@examples(200)
-@given(
-    content=st.lists(LINES, max_size=4).map("\n".join)
-    | SIGNS
-    | st.binary(max_size=4).map(lambda b: b"\xff" + b)
-)
-def test_any_config_file_is_taken_or_refused(content):
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.chdir(folder),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(train, "train", lambda config: {"finished": True})
-        Path("a.py").write_bytes(content if isinstance(content, bytes) else content.encode())
-        run(train.main, "a.py")
+@examples(150)
+@given(content=ASSIGNMENTS | CHARACTERS | BINARY)
+def test_any_config_file_is_read_or_refused(content):
+    with new_folder():
+        Path("a.py").write_bytes(content)
+        run(read_settings, "a.py")
 
 
-# files that a command made, and something else has spoilt
+# damaged files of a dataset or a run
 
 
-def test_any_meta_json_is_taken_or_refused(template, monkeypatch):
-    monkeypatch.setattr(train, "draw", lambda paths, out: None)  # it takes most of the time
-    whole = (template / META).read_bytes()
+def test_undamaged_files_are_read(template):
+    with copy_of(template):
+        assert run(train_a_step, "tiny.py") == 0
+        assert run(train_a_step, "tiny.py", "--resume", "--max_steps=13") == 0
 
-    @examples(30)
-    @given(
-        content=damage().map(lambda f: f(whole))
-        | replaced(json.loads(whole)).map(lambda j: json.dumps(j).encode())
-    )
+
+def test_any_meta_json_is_read_or_refused(template):
+    content = (template / META).read_bytes()
+    changed = replaced(json.loads(content)).map(json.dumps).map(str.encode)
+
+    @examples(60)
+    @given(content=damaged(content) | changed)
     def check(content):
         with copy_of(template):
             Path(META).write_bytes(content)
-            run(train.main, "tiny.py", "--max_steps=2")
+            run(train_a_step, "tiny.py")
             run(evaluate.main, "--ckpt", BEST)
 
     check()
 
 
-def test_any_tokens_are_taken_or_refused(template, monkeypatch):
-    monkeypatch.setattr(train, "draw", lambda paths, out: None)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_any_tokens_are_read_or_refused(template, split):
+    path = f"data/verses_char/{split}.bin"
 
     @examples(20)
-    @given(damage=damage(), split=st.sampled_from(["train", "val"]))
-    def check(damage, split):
+    @given(content=damaged((template / path).read_bytes()))
+    def check(content):
         with copy_of(template):
-            path = Path("data/verses_char") / f"{split}.bin"
-            path.write_bytes(damage(path.read_bytes()))
-            run(train.main, "tiny.py", "--max_steps=2")
+            Path(path).write_bytes(content)
+            run(train_a_step, "tiny.py")
             run(evaluate.main, "--ckpt", BEST)
 
     check()
 
 
-def test_any_metrics_file_is_taken_or_refused(template, monkeypatch):
-    monkeypatch.setattr(train, "draw", lambda paths, out: None)
-    whole = (template / METRICS).read_bytes()
-    rows = [json.loads(line) for line in whole.splitlines()]
-    changed = st.tuples(st.sampled_from(rows).flatmap(replaced), st.integers(0, len(rows)))
-    lines = changed.map(
-        lambda c: "\n".join(
-            json.dumps(row) for row in [*rows[: c[1]], c[0], *rows[c[1] :]]
-        ).encode()
-    )
+@pytest.mark.slow
+def test_any_metrics_file_is_read_or_refused(template):
+    content = (template / METRICS).read_bytes()
+    rows = [json.loads(line) for line in content.splitlines()]
 
-    @examples(25)
-    @given(content=damage().map(lambda f: f(whole)) | lines)
+    @st.composite
+    def lines(draw) -> bytes:
+        """The metrics file with a changed row in between."""
+        place = draw(st.integers(0, len(rows)))
+        row = draw(replaced(draw(st.sampled_from(rows))))
+        return "\n".join(map(json.dumps, [*rows[:place], row, *rows[place:]])).encode()
+
+    @examples(15)
+    @given(content=damaged(content) | lines())
     def check(content):
         with copy_of(template):
             Path(METRICS).write_bytes(content)
             run(plot.main, METRICS)
-            run(train.main, "tiny.py", "--resume", "--max_steps=13")
+            run(train_a_step, "tiny.py", "--resume", "--max_steps=13")
 
     check()
 
 
-def test_any_checkpoint_is_taken_or_refused(template, monkeypatch):
-    monkeypatch.setattr(train, "draw", lambda paths, out: None)
-    state = torch.load(template / BEST)
+def test_any_checkpoint_is_read_or_refused(template):
+    content, state = (template / BEST).read_bytes(), torch.load(template / BEST)
 
-    @examples(60)
-    @given(change=damage() | replaced(state))
+    @examples(80)
+    @given(change=damaged(content) | replaced(state))
     def check(change):
         with copy_of(template):
-            for path in (BEST, LAST):
-                if callable(change):
-                    Path(path).write_bytes(change(Path(path).read_bytes()))
-                else:
-                    torch.save(change, path)
+            if isinstance(change, bytes):
+                Path(BEST).write_bytes(change)
+            else:
+                torch.save(change, BEST)
+            shutil.copy(BEST, LAST)
             run(sample.main, "--ckpt", BEST, "--max_new_tokens=5")
             run(evaluate.main, "--ckpt", BEST)
-            run(train.main, "tiny.py", "--resume", "--max_steps=13")
+            run(train_a_step, "tiny.py", "--resume", "--max_steps=13")
 
     check()
