@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import sample
 import train
 from common import gpt2, run_state
 from common.arguments import load_config
+from common.dataset import load_dataset
 from common.errors import UserError
 from model import GPT, GPTConfig
 from prepare import prepare
@@ -36,6 +38,7 @@ def save_gpt2(folder: Path, **changes) -> GPT2LMHeadModel:
 
 @pytest.fixture(scope="module")
 def saved_once(tmp_path_factory):
+    """A folder with a small GPT-2, and the model itself."""
     folder = tmp_path_factory.mktemp("gpt2")
     return folder, save_gpt2(folder)
 
@@ -128,8 +131,8 @@ def test_a_run_takes_the_architecture_and_the_weights_of_gpt2(fine_tuning):
     assert config.norm_type == "layernorm"
     assert config.block_size == 32
     assert config.bias
-    config = train.replace(config, vocab_size=50257)
-    dataset = train.load_dataset("verses_bpe")
+    config = replace(config, vocab_size=50257)
+    dataset = load_dataset("verses_bpe")
     run = train.Run(config, dataset, torch.device("cpu"), torch.float32)
     run_state.init_from(run, saved)
     assert same(run.model.state_dict(), saved.model)
