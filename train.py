@@ -83,8 +83,7 @@ class Batches:
 
     def __call__(self, step: int) -> torch.Tensor:
         ours = np.array_split(self.starts(step), distributed.world_size())[distributed.rank()]
-        length, vocab_size = self.config.block_size + 1, self.config.vocab_size
-        return windows(self.tokens, ours, length, vocab_size)
+        return windows(self.tokens, ours, self.config.block_size + 1, self.config.vocab_size)
 
 
 # -------------------------------------------------------------------------------------------------

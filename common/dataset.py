@@ -49,10 +49,12 @@ def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
     return loss / math.log(2) * tokens / n_bytes
 
 
-def windows(tokens: np.ndarray, starts: np.ndarray, length: int, vocab_size: int) -> "torch.Tensor":
+def windows(
+    tokens: np.ndarray, starts: np.ndarray, length: int, vocab_size: int | None = None
+) -> "torch.Tensor":
     """The windows of a token array that begin at `starts`: (len(starts), length), int64.
 
-    Raises UserError if vocab_size is given and an id is not in the vocabulary.
+    Raises UserError if vocab_size is given and an id is not below it.
     """
     import torch  # here, because prepare.py needs this module but not torch
 
