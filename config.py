@@ -100,7 +100,7 @@ class Config(GPTConfig):
 
     def path(self, ending: str) -> Path:
         """A file of this run, such as out/capstone_best.pt for "best.pt"."""
-        return Path(self.out_dir) / f"{self.run_name}_{ending}"
+        return Path(self.out_dir).expanduser() / f"{self.run_name}_{ending}"
 
     @property
     def final_lr(self) -> float:
@@ -158,6 +158,18 @@ def read_settings() -> dict[str, Setting]:
 
 
 SETTINGS = read_settings()
+NAMES_ELSEWHERE = {  # in nanoGPT and transformers
+    "lr": "learning_rate",
+    "n_embd": "d_model",
+    "hidden_size": "d_model",
+    "max_iters": "max_steps",
+    "epochs": "max_steps",
+    "lr_decay_iters": "max_steps",
+    "warmup_iters": "warmup_steps",
+    "min_learning_rate": "min_lr",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "eval_iters": "eval_tokens",
+}
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -188,12 +200,19 @@ def convert(setting: Setting, value: object) -> object:
     raise ValueError(f"{setting.name} must be {' or '.join(map(str, wanted))}, not {value!r}")
 
 
+def intended(name: str) -> str | None:
+    """The setting that an unknown name was probably meant to be."""
+    name = name.lower()
+    near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.7)
+    return NAMES_ELSEWHERE.get(name) or (near[0] if near else None)
+
+
 def unknown(name: str) -> str:
-    """The error message for a name that is not a setting, with the one that was probably meant."""
+    """The error message for a name that is not a setting."""
     if name == "vocab_size":
         return "vocab_size comes from the dataset and can't be set"
-    near = difflib.get_close_matches(str(name).lower(), SETTINGS, n=1)
-    hint = f"did you mean {near[0]}?" if near else "python train.py --help lists all"
+    meant = intended(name)
+    hint = f"did you mean {meant}?" if meant else "python train.py --help lists all"
     return f"there is no setting {name}: {hint}"
 
 

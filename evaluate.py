@@ -9,12 +9,14 @@ import math
 import numpy as np
 import torch
 
-from common import checkpoint, distributed
+from common import distributed, gpt2
+from common.checkpoint import Checkpoint
 from common.cli import Parser, command
 from common.dataset import bits_per_byte, load_dataset, windows
 from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
 from common.files import read_text
+from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
 BATCH_TOKENS = 1 << 14  # tokens per forward pass
@@ -32,64 +34,61 @@ def mean_loss(
     Several processes share the windows: each has to call this, and gets the same loss.
     """
     T, device = model.config.block_size, model.device
+
+    # where the windows start: all of them, or evenly spaced ones
     full, rest = divmod(len(tokens) - 1, T)
     starts = T * np.arange(full)
     if full and max_tokens is not None and len(tokens) - 1 > max_tokens:
-        count = max(1, min(full, max_tokens // T))
-        starts, rest = T * (np.arange(count) * full // count), 0
+        chosen = max(1, min(full, max_tokens // T))
+        starts, rest = T * (np.arange(chosen) * full // chosen), 0
 
+    # batches of windows of equal length: (starts, length)
     batch_size = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // T)
     batches = [(starts[i : i + batch_size], T) for i in range(0, len(starts), batch_size)]
     if rest:
         batches.append((np.array([full * T]), rest))
 
+    # this process's share of the sum
     training = model.training
     model.eval()
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for starts, length in batches[distributed.rank() :: distributed.world_size()]:
-        ids = windows(tokens, starts, length + 1).to(device)
+    loss_sum, count = torch.zeros((), dtype=torch.float64), 0
+    for batch_starts, length in batches[distributed.rank() :: distributed.world_size()]:
+        ids = windows(tokens, batch_starts, length + 1, model.config.vocab_size).to(device)
         with autocast(device, dtype):
             logits = model(ids[:, :-1])
-        total += next_token_loss(logits, ids, reduction="sum").cpu()
-        count += len(starts) * length
+        loss_sum += next_token_loss(logits, ids, reduction="sum").cpu()
+        count += len(batch_starts) * length
     model.train(training)
-    total, count = distributed.total([total.item(), count])
-    return total / count
+
+    loss_sum, count = distributed.total([loss_sum.item(), count])
+    return loss_sum / count
 
 
-@command
-def main(argv: list[str]) -> None:
-    parser = Parser(prog="evaluate.py", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)"
-    )
-    parser.add_argument("--text", help="UTF-8 file (default: the validation split of its dataset)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-    args = parser.parse_args(argv)
-
+def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
+    """Measures a checkpoint, or GPT-2, on a text, or on its validation split. Raises UserError."""
     # the model
-    device, _ = pick_device(args.device)
-    saved = checkpoint.load(args.ckpt)
+    device, _ = pick_device(device_name)
+    saved = gpt2.load(path)
     model, tokenizer = saved.build(device)
     config = saved.settings()
 
     # the text
-    if args.text:
-        text, name = read_text(args.text), args.text
+    if text_path:
+        name, text = text_path, known_line_ends(read_text(text_path), tokenizer)
         try:
             tokens, n_bytes = tokenizer.encode(text), len(text.encode("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{args.text} has {error}") from None
-    else:
+        except UnknownCharacters as error:
+            raise UserError(f"{text_path} has {error}") from None
+    elif isinstance(saved, Checkpoint):
         dataset = load_dataset(config.dataset)
         if dataset.fingerprint != saved.dataset_fingerprint:
             raise UserError(
-                f"data/{dataset.name} is not the text that {args.ckpt} was trained on;"
-                " use --text FILE"
+                f"data/{dataset.name} is not the text that {path} was trained on; use --text FILE"
             )
         name = f"the validation split of {dataset.name}"
         tokens, n_bytes = dataset.val, dataset.meta["val"]["bytes"]
+    else:
+        raise UserError(f"{path} has no validation split here: use --text FILE", status=2)
     if len(tokens) < 2:
         raise UserError(f"{name} is too short: a loss needs at least 2 tokens")
 
@@ -97,10 +96,11 @@ def main(argv: list[str]) -> None:
     dtype, _ = pick_dtype(config.dtype, device)
     loss = mean_loss(model, tokens, dtype)
     if not loss < 700:  # its exponential would overflow; also catches nan
-        raise UserError(f"{args.ckpt} is unusable: its loss on {name} is {loss}")
-    result = {
-        "checkpoint": args.ckpt,
-        "step": saved.step,
+        raise UserError(f"{path} is unusable: its loss on {name} is {loss}")
+    step = {"step": saved.step} if isinstance(saved, Checkpoint) else {}
+    return {
+        "checkpoint": path,
+        **step,
         "text": name,
         "tokens": len(tokens),
         "bytes": n_bytes,
@@ -108,16 +108,32 @@ def main(argv: list[str]) -> None:
         "perplexity": math.exp(loss),
         "bits_per_byte": bits_per_byte(loss, len(tokens), n_bytes),
     }
-    if args.json:
-        print(json.dumps(result))
-        return
-    print(f"{args.ckpt} (step {saved.step:,}) on {name}")
-    print(f"{len(tokens):,} tokens, {n_bytes:,} bytes")
-    print(
-        f"loss {loss:.4f} nats per token | perplexity {result['perplexity']:.3f} |"
-        f" {result['bits_per_byte']:.4f} bits per byte"
+
+
+@command
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="evaluate.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--ckpt", default="out/capstone_best.pt", help="checkpoint, or gpt2 (default: %(default)s)"
     )
+    parser.add_argument("--text", help="UTF-8 file (default: the validation split of its dataset)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    args = parser.parse_args(argv)
+    with distributed.group():
+        result = evaluate(args.ckpt, args.text, args.device)
+        if args.json:
+            print(json.dumps(result))
+            return
+        step = f" (step {result['step']:,})" if "step" in result else ""
+        print(f"{args.ckpt}{step} on {result['text']}")
+        print(f"{result['tokens']:,} tokens, {result['bytes']:,} bytes")
+        print(
+            f"loss {result['loss']:.4f} nats per token | perplexity {result['perplexity']:.3f} |"
+            f" {result['bits_per_byte']:.4f} bits per byte"
+        )
+        print("compare models with other tokenizers by their bits per byte, not by their loss")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    distributed.exit_process(main())

@@ -15,6 +15,7 @@ from common import checkpoint, gpt2_bpe
 from common.checkpoint import Checkpoint
 from common.cli import Parser, command
 from common.errors import UserError
+from common.files import data_dir
 from common.gpt2 import (
     GPT2_ARCHITECTURE,
     GPT2_FIXED,
@@ -66,7 +67,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 model = AutoModelForCausalLM.from_pretrained({folder!r})
 ids = tokenizer({prompt!r}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, do_sample=True, temperature=0.8, top_k=0)[0]))
+sampling = {{"do_sample": True, "temperature": 0.8, "top_k": 0{stop}}}
+print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, **sampling)[0]))
 ```
 
 (Without `top_k=0`, transformers samples from the 50 most likely tokens only.) A prompt and the text
@@ -74,10 +76,9 @@ generated from it have at most {block_size:,} tokens in all: there is no sliding
 """
 NOTES = {
     "char": "The tokenizer knows only the characters of its training text; on any other it raises an"
-    ' error ("not found in the vocabulary"). There is no end-of-text token.',
-    "byte": "The tokens are the bytes of UTF-8. There is no end-of-text token.",
-    "bpe": 'The tokens are GPT-2\'s. Token 50256 ends a text; "<|endoftext|>" inside a text is text'
-    " like any other.",
+    ' error ("not found in the vocabulary").',
+    "byte": "The tokens are the bytes of UTF-8.",
+    "bpe": 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
 }
 
 
@@ -104,18 +105,14 @@ def describe_model(config: GPTConfig, architecture: str) -> dict:
     common = {"dtype": "float32", "tie_word_embeddings": config.tie_embeddings}
     if architecture == "GPT2":
         sizes = {theirs: getattr(config, ours) for ours, theirs in GPT2_SIZES.items()}
-        return (
-            common
-            | GPT2_FIXED
-            | sizes
-            | {
-                "architectures": ["GPT2LMHeadModel"],
-                "n_ctx": config.block_size,  # llama.cpp reads it
-                "embd_pdrop": config.dropout,
-                "resid_pdrop": config.dropout,
-                "attn_pdrop": 0.0,
-            }
-        )
+        others = {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_ctx": config.block_size,  # llama.cpp reads it
+            "embd_pdrop": config.dropout,
+            "resid_pdrop": config.dropout,
+            "attn_pdrop": 0.0,
+        }
+        return common | GPT2_FIXED | sizes | others
     return common | {
         "architectures": [f"{architecture}ForCausalLM"],
         "model_type": architecture.lower(),
@@ -165,7 +162,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     }
     pre_tokenizer = decoder = byte_level
     if tokenizer.kind == "bpe":
-        model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(Path("data/downloads")))
+        model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))
     elif tokenizer.kind == "byte":
         model["vocab"] = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     else:
@@ -190,26 +187,45 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
     }
     # the default length leaves room for a prompt: transformers has no sliding window here
     generation = {"max_new_tokens": max(1, config.block_size // 2)}
-    if tokenizer.kind != "bpe":
+    if tokenizer.kind == "bpe":
+        end = tokenizer.separator
+        settings |= {"bos_token": end, "eos_token": end, "pad_token": end}
+        settings["split_special_tokens"] = True  # inside a text they are text
+    if (end_id := find_end_id(tokenizer)) is None:
         return settings, generation | {"bos_token_id": None, "eos_token_id": None}
-    end_id = tokenizer.start_id
-    end = tokenizer.decode([end_id])
-    settings |= {"bos_token": end, "eos_token": end, "pad_token": end}
-    settings["split_special_tokens"] = True  # inside a text they are text
     ids = {"bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": end_id}
     return settings, generation | ids
 
 
-def write_card(
-    saved: Checkpoint, model: GPT, tokenizer: Tokenizer, architecture: str, folder: str
-) -> str:
-    """The text of the model card: what was measured, and how to load the model."""
+def find_end_id(tokenizer: Tokenizer) -> int | None:
+    """The token that ends a document, if there is one."""
+    if tokenizer.separator and len(tokenizer.start_ids) == 1:
+        return tokenizer.start_ids[0]
+    return None
+
+
+def describe_end(tokenizer: Tokenizer) -> str:
+    """A sentence on how a text ends."""
+    end, end_id = tokenizer.separator, find_end_id(tokenizer)
+    if end_id is not None:
+        return f"Token {end_id}, {end!r}, begins and ends a text."
+    if end:
+        return f"{end!r} begins and ends a text; it is several tokens, hence `stopping_criteria`."
+    return "There is no end-of-text token."
+
+
+def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folder: str) -> str:
+    """The text of README.md: what was measured, and how to load the model."""
     run, loss = saved.settings(), "not measured"
     if math.isfinite(saved.best_val_loss):
         tokens = f"on at most {run.eval_tokens:,} tokens"
         loss = f"{saved.best_val_loss:.4f} nats per token, {tokens}"
         if saved.best_step != saved.step:
             loss += f": the lowest of the run, at step {saved.best_step:,}, not of these weights"
+    stop, end = "", tokenizer.start_ids
+    if tokenizer.separator and len(end) > 1:
+        last = f"ids[:, -{len(end)}:] == ids.new_tensor({end})"
+        stop = f', "stopping_criteria": [lambda ids, scores: ({last}).all(-1)]'
     return CARD.format(
         dataset=run.dataset,
         architecture=architecture,
@@ -225,9 +241,10 @@ def write_card(
         vocab_size=run.vocab_size,
         kind=tokenizer.kind,
         folder=folder,
-        prompt=tokenizer.decode([tokenizer.start_id]),
-        length=run.block_size - 1,
-        note=NOTES[tokenizer.kind],
+        prompt=tokenizer.decode(tokenizer.start_ids),
+        length=run.block_size - len(tokenizer.start_ids),
+        stop=stop,
+        note=f"{NOTES[tokenizer.kind]} {describe_end(tokenizer)}",
     )
 
 
@@ -275,13 +292,17 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--out", default="hf", help="folder to make (default: %(default)s)")
     args = parser.parse_args(argv)
-    safetensors, out = optional_package("safetensors.torch"), Path(args.out).resolve()
+    safetensors = optional_package("safetensors.torch")
+    out = Path(args.out).resolve()
     check_free(out)
 
+    # the model
     saved = checkpoint.load(args.ckpt)
     model, tokenizer = saved.build(torch.device("cpu"))
     architecture = find_architecture(model.config)
     weights = find_weights(model, architecture)
+
+    # the files
     special_tokens, generation = describe_special_tokens(tokenizer, model.config)
     ids = {name: value for name, value in generation.items() if name.endswith("token_id")}
     config = describe_model(model.config, architecture) | ids | {MARK: saved.run_id}
@@ -296,10 +317,11 @@ def main(argv: list[str]) -> None:
         name: json.dumps(content, ensure_ascii=False, indent=2).encode()
         for name, content in descriptions.items()
     }
-    files["README.md"] = write_card(saved, model, tokenizer, architecture, args.out).encode()
+    files["README.md"] = model_card(saved, tokenizer, architecture, args.out).encode()
     files["model.safetensors"] = safetensors.save(weights, {"format": "pt"})
     write_folder(out, files)
     load = f"AutoModelForCausalLM.from_pretrained({args.out!r})"
+
     print(f"exported to {args.out} as a {architecture} model; load it with {load}")
 
 

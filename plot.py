@@ -10,6 +10,7 @@ import numpy as np
 
 from common.cli import Parser, command
 from common.errors import UserError
+from common.files import expand
 from common.metrics import read_metrics
 
 PANELS = {
@@ -50,19 +51,13 @@ def run_names(paths: list[Path]) -> list[str]:
     ]
 
 
-def curves(paths: list[str | Path], x: str = "step"):
-    """A matplotlib Figure of the runs of these metrics files, raw and smoothed. Raises UserError."""
+def curves(runs: dict[str, list[dict]], x: str = "step"):
+    """A matplotlib Figure of runs, rows of metrics by the run's name, raw and smoothed."""
     from matplotlib.figure import Figure  # here, because it slows the start of train.py
     from matplotlib.lines import Line2D
 
-    paths = [Path(path) for path in paths]
-    runs = [read_metrics(path) for path in paths]
-    for path, rows in zip(paths, runs):
-        if not rows:
-            raise UserError(f"{path} is empty: the run has no metrics yet")
-
     # one panel for the loss, and one for anything else that any run has measured
-    measured = set().union(*(row for rows in runs for row in rows))
+    measured = {key for rows in runs.values() for row in rows for key in row}
     keys = [key for key in PANELS if key == "train/loss" or key in measured]
     figure = Figure(figsize=(8, 2 + 2 * len(keys)))
     axes = figure.subplots(
@@ -70,16 +65,16 @@ def curves(paths: list[str | Path], x: str = "step"):
     )[:, 0]
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.06, top=0.98, hspace=0.08)
 
-    for i, (rows, name) in enumerate(zip(runs, run_names(paths))):
-        style = {"color": COLORS[i % len(COLORS)], "linestyle": STYLES[i // len(COLORS) % 4]}
+    for i, (name, rows) in enumerate(runs.items()):
+        color, line = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
         for axis, key in zip(axes, keys):
             xs, ys = series(rows, key, x)
             if key == "train/lr":
-                axis.plot(xs, ys, **style)
+                axis.plot(xs, ys, color=color, linestyle=line)
             else:
-                axis.plot(xs, ys, color=style["color"], alpha=0.25, linewidth=0.7)
-                axis.plot(xs, smooth(ys), linewidth=1.2, label=name, **style)
-        axes[0].plot(*series(rows, "val/loss", x), color=style["color"], **VALIDATION)
+                axis.plot(xs, ys, color=color, alpha=0.25, linewidth=0.7)
+                axis.plot(xs, smooth(ys), color=color, linestyle=line, linewidth=1.2, label=name)
+        axes[0].plot(*series(rows, "val/loss", x), color=color, **VALIDATION)
 
     for axis, key in zip(axes, keys):
         axis.set_ylabel(PANELS[key])
@@ -87,19 +82,30 @@ def curves(paths: list[str | Path], x: str = "step"):
     axes[-1].set_xlabel(AXES[x])
     handles, _ = axes[0].get_legend_handles_labels()
     handles.append(Line2D([], [], color="gray", label="validation", **VALIDATION))
-    columns = 1 + len(paths) // 6
+    columns = 1 + len(runs) // 6
     legend = axes[0].legend(handles=handles, loc="upper right", ncols=columns, fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)  # a run's name may contain dollar signs
     return figure
 
 
-def draw(paths: list[str | Path], out: str | Path, x: str = "step") -> None:
-    """Draws the runs of these metrics files into `out`, a PNG unless its name says otherwise.
+def load_runs(paths: list[str | Path]) -> dict[str, list[dict]]:
+    """The rows of metrics files by the name of their run. Raises UserError."""
+    paths = [Path(path) for path in paths]
+    runs = {}
+    for name, path in zip(run_names(paths), paths):
+        runs[name] = read_metrics(path)
+        if not runs[name]:
+            raise UserError(f"{path} is empty: the run has no metrics yet")
+    return runs
+
+
+def draw(runs: dict[str, list[dict]], out: str | Path, x: str = "step") -> None:
+    """Draws the curves of runs into `out`, a PNG unless its name says otherwise.
 
     Raises UserError.
     """
-    figure, out = curves(paths, x), Path(out)
+    figure, out = curves(runs, x), Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(out, dpi=110, format=out.suffix[1:] or "png")
@@ -117,7 +123,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--x", choices=AXES, default="step", help="x axis (default: %(default)s)")
     parser.add_argument("--out", default="out/curves.png", help="figure (default: %(default)s)")
     args = parser.parse_args(argv)
-    draw(args.metrics, args.out, args.x)
+    draw(load_runs(expand(args.metrics)), args.out, args.x)
     print(f"wrote {args.out}")
 
 

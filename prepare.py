@@ -1,43 +1,58 @@
 """A corpus -> data/<dataset>/{train.bin, val.bin, meta.json}.
 
 python prepare.py shakespeare_char               one of the corpora in data/
-python prepare.py notes_byte --input notes.txt   your own files or folders
+python prepare.py notes_byte --input notes.txt   your own files, folders or JSON Lines
 """
 
-import hashlib
 import importlib
 import inspect
 import json
 import os
 import pkgutil
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows, which does not delete files that another process has open
+    fcntl = None
+
 import data
-from common import files
-from common.cli import Parser, command
-from common.dataset import DATA_DIR, SPLITS, UNITS, is_prepared, load_dataset
+from common.cli import Parser, command, escape_controls, unescape
+from common.dataset import SPLITS, UNITS, is_prepared, load_dataset
 from common.errors import UserError
+from common.files import data_dir
+from common.inputs import read_inputs
+from common.survey import (
+    CHANGED,
+    LEFT_OUT,
+    NUL,
+    Survey,
+    assign,
+    fit,
+    limited,
+    sha256_of,
+    split,
+    survey,
+)
 from common.tokenizer import (
-    CODE_POINTS,
     KINDS,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
     UnknownCharacters,
-    code_points,
 )
-from data import END, Corpus, Text
+from data import Corpus
 
-SPLIT_SEED = 1337  # decides which documents are held back
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
 JOB_CHARACTERS = 1 << 20  # that a thread tokenizes at once
 MAX_WORKERS = 16  # threads; each needs tens of MB
@@ -65,169 +80,65 @@ def parse_name(name: str) -> tuple[str, str]:
 
 
 def find_corpus(
-    name: str, inputs: list[str] | None, pattern: str | None, limit: int | None, options: dict
+    name: str, kind: str, inputs: list[str] | None, limit: int | None, options: dict
 ) -> Corpus:
     """The text of `inputs`, or one of the corpora in data/, or both if its load() takes `inputs`.
 
-    Raises UserError, also for options that its load() does not take.
+    Raises UserError, also for options that don't apply.
     """
     load = importlib.import_module(f"data.{name}").load if name in corpora() else None
     known = inspect.signature(load).parameters if load else {}
+    own = inspect.signature(read_inputs).parameters
+    if not inputs and (lonely := sorted(options.keys() & own.keys())):
+        raise UserError(f"--{lonely[0]} needs --input", status=2)
     if inputs and "inputs" not in known:
-        if options:
-            raise UserError(f"--{min(options)} can't be combined with --input", status=2)
-        return read_inputs(inputs, pattern)
+        if unknown := sorted(options.keys() - own.keys()):
+            raise UserError(f"--{unknown[0]} can't be combined with --input", status=2)
+        if load:
+            print(f"note: the text is that of --input, not the project's corpus {name}")
+        return read_inputs(inputs, **options)
     if not load:
         raise UserError(
-            f"there is no corpus {name}; for your own text: python prepare.py {name}_char"
+            f"there is no corpus {name}; for your own text: python prepare.py {name}_{kind}"
             " --input FILE",
             2,
         )
     if unknown := sorted(options.keys() - known.keys()):
         raise UserError(f"the corpus {name} has no option --{unknown[0]}", status=2)
-    given = {"inputs": inputs, "pattern": pattern, "limit": limit}
+    given = {"inputs": inputs, "limit": limit}
     options = options | {key: value for key, value in given.items() if value and key in known}
-    return load(DATA_DIR / "downloads", **options)
-
-
-def read_inputs(inputs: list[str], pattern: str | None) -> Corpus:
-    """Each file is a document; of folders, the files that match the pattern. Raises UserError."""
-    paths = files.find(inputs, [pattern] if pattern else ["*.txt", "*.md"])
-
-    def text() -> Text:
-        for path in paths:
-            yield from files.read_pieces(path)
-            yield END
-
-    return Corpus(", ".join(inputs), text)
-
-
-def numbered(text: Text) -> Iterator[tuple[int, str]]:
-    """Yields each piece with the number of its document; documents without text don't count."""
-    number, empty = 0, True
-    for piece in text:
-        if piece:
-            yield number, piece
-            empty = False
-        elif piece is END and not empty:
-            number, empty = number + 1, True
-
-
-def limited(corpus: Corpus, limit: int) -> Corpus:
-    """The first documents that fit into `limit` bytes together; a single document is cut there."""
-    sizes = []  # of the documents, in bytes
-    for number, piece in numbered(corpus.text()):
-        if number == len(sizes):
-            sizes.append(0)
-        sizes[number] += len(piece.encode("utf-8"))
-    if len(sizes) == 1:
-        return Corpus(corpus.source, lambda: beginning(corpus.text(), limit))
-    count = sum(1 for total in accumulate(sizes) if total <= limit)
-    return Corpus(corpus.source, lambda: first_documents(corpus.text(), count))
-
-
-def beginning(text: Text, limit: int) -> Text:
-    """The first `limit` bytes of a text, without a character that is cut in two."""
-    for piece in filter(None, text):
-        content = piece.encode("utf-8")
-        yield content[:limit].decode("utf-8", errors="ignore")
-        limit -= len(content)
-        if limit <= 0:
-            return
-
-
-def first_documents(text: Text, count: int) -> Text:
-    last = 0
-    for number, piece in numbered(text):
-        if number == count:
-            return
-        if number > last:
-            yield END
-        yield piece
-        last = number
+    return load(data_dir() / "downloads", **options)
 
 
 # ------------------------------------------------------------------------------------------------
 # From text to files, in two passes that each hold only a few pieces of the text in memory
 
 
-@dataclass
-class Survey:
-    """What the first pass finds out."""
-
-    documents: list[int]  # their number in the text and, if the corpus has it, the validation text
-    characters: int
-    sha256: str
-    vocabulary: str  # the different characters, sorted
-    excerpt: str  # the beginning of the text
-
-
-def parts(corpus: Corpus) -> list[Text]:
-    return [corpus.text(), corpus.validation()] if corpus.validation else [corpus.text()]
-
-
-def survey(corpus: Corpus) -> Survey:
-    """Reads the corpus once."""
-    documents, characters, excerpt = [], 0, ""
-    digest = hashlib.sha256()
-    seen = np.zeros(CODE_POINTS, dtype=bool)
-    for part in parts(corpus):
-        count = 0
-        for number, text in numbered(part):
-            count = number + 1
-            characters += len(text)
-            excerpt = excerpt or text[:200].strip()
-            content = text.encode("utf-8")
-            digest.update(content)
-            # dropping ASCII already seen, usually all of it, is faster than checking every character
-            known = np.flatnonzero(seen[:128]).astype(np.uint8).tobytes()
-            seen[code_points(content.translate(None, delete=known).decode("utf-8"))] = True
-        documents.append(count)
-    vocabulary = "".join(map(chr, np.flatnonzero(seen)))
-    return Survey(documents, characters, digest.hexdigest(), vocabulary, excerpt)
-
-
-def split(corpus: Corpus, found: Survey, val_fraction: float) -> Iterator[tuple[str, int, str]]:
-    """Yields each piece of text with its split, "train" or "val", and the number of its document."""
-    if corpus.validation:  # the corpus is already split
-        for name, part in zip(SPLITS, parts(corpus)):
-            for number, text in numbered(part):
-                yield name, number, text
-    elif found.documents == [1]:  # hold back the end of the text
-        left = int(found.characters * (1 - val_fraction))  # characters still to train on
-        for number, text in numbered(corpus.text()):
-            if left > 0:
-                yield "train", number, text[:left]
-            if left < len(text):
-                yield "val", number, text[left:]
-            left = max(0, left - len(text))
-    else:  # hold back whole documents
-        documents = found.documents[0]
-        order = np.random.default_rng(SPLIT_SEED).permutation(documents)
-        count = min(max(1, round(documents * val_fraction)), documents - 1)
-        held_back = set(order[:count].tolist())
-        for number, text in numbered(corpus.text()):
-            yield ("val" if number in held_back else "train"), number, text
-
-
 def jobs(pieces: Iterable[tuple[str, int, str]]) -> Iterator[tuple[str, list[list[str]]]]:
-    """Joins pieces of one split into jobs of about JOB_CHARACTERS: documents, each in pieces.
+    """Joins the pieces of each split into jobs of about JOB_CHARACTERS: documents, each in pieces.
 
     The first document of a job is the rest of the one before, without any piece if that had ended.
     """
-    name, job, size = "", [[]], 0
+    waiting = {name: [[]] for name in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
     latest = {}  # split -> number of its latest document
-    for split, number, text in pieces:
-        if size and (split != name or size + len(text) > JOB_CHARACTERS):
-            yield name, job
-            job, size = [[]], 0
-        if latest.get(split, number) != number:
-            job.append([])
-        job[-1].append(text)
-        size += len(text)
-        name, latest[split] = split, number
-    if size:
-        yield name, job
+    for name, number, text in pieces:
+        if sizes[name] and sizes[name] + len(text) > JOB_CHARACTERS:
+            yield name, waiting[name]
+            waiting[name], sizes[name] = [[]], 0
+        if latest.get(name, number) != number:
+            waiting[name].append([])
+        waiting[name][-1].append(text)
+        sizes[name] += len(text)
+        latest[name] = number
+    for name in SPLITS:
+        if sizes[name]:
+            yield name, waiting[name]
+
+
+def n_bytes(text: str) -> int:
+    """The length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
 def write_tokens(
@@ -240,15 +151,9 @@ def write_tokens(
 
     def encode(job: tuple[str, list[list[str]]]) -> tuple[str, np.ndarray, int, int]:
         name, documents = job
-        ids, characters, n_bytes = [], 0, 0
-        for i, document in enumerate(documents):
-            text = "".join(document)
-            if i > 0:
-                ids.append(tokenizer.separator)
-            ids.append(tokenizer.encode(text))
-            characters += len(text)
-            n_bytes += len(text.encode("utf-8"))
-        return name, np.concatenate(ids).astype("<u2"), characters, n_bytes
+        texts = ["".join(pieces) for pieces in documents]
+        ids = tokenizer.encode_documents(texts).astype("<u2")
+        return name, ids, sum(map(len, texts)), sum(map(n_bytes, texts))
 
     counts = {name: dict.fromkeys(UNITS, 0) for name in SPLITS}
     todo = jobs(pieces)
@@ -257,30 +162,28 @@ def write_tokens(
         open(folder / "train.bin", "wb") as train,
         open(folder / "val.bin", "wb") as val,
         ThreadPoolExecutor(workers) as pool,
-        tqdm(desc="tokens", unit="B", unit_scale=True, disable=None, leave=False) as bar,
+        tqdm(desc="tokens", unit="", unit_scale=True, disable=None, leave=False) as bar,
     ):
         bins = {"train": train, "val": val}
         while batch := list(islice(todo, workers)):  # map() would read the whole corpus ahead
-            for name, ids, characters, n_bytes in pool.map(encode, batch):
+            for name, ids, *lengths in pool.map(encode, batch):
                 bins[name].write(ids)
-                for unit, count in zip(UNITS, (len(ids), characters, n_bytes)):
+                for unit, count in zip(UNITS, (len(ids), *lengths)):
                     counts[name][unit] += count
-                bar.update(n_bytes)
+                bar.update(len(ids))
     return counts
 
 
-def make_tokenizer(kind: str, characters: str, tokenizer_of: str | None = None) -> Tokenizer:
-    """A tokenizer for text with these characters, or that of the dataset `tokenizer_of`.
+def make_tokenizer(kind: str, characters: str, separator: str | None = None) -> Tokenizer:
+    """A tokenizer for text with these characters, and documents with this between them.
 
-    Raises UserError if its ids don't fit into uint16, or it can't encode the text.
+    Raises UserError if its ids don't fit into uint16.
     """
-    if tokenizer_of:
-        return reuse_tokenizer(tokenizer_of, kind, characters)
     if kind == "byte":
-        return ByteTokenizer()
+        return ByteTokenizer(separator)
     if kind == "bpe":
         return BPETokenizer()
-    tokenizer = CharTokenizer("".join(sorted(set(characters))))
+    tokenizer = CharTokenizer("".join(sorted({*characters, *(separator or "")})), separator)
     if tokenizer.vocab_size > MAX_VOCABULARY:
         raise UserError(
             f"{tokenizer.vocab_size:,} different characters: ids above {MAX_VOCABULARY - 1:,}"
@@ -289,16 +192,25 @@ def make_tokenizer(kind: str, characters: str, tokenizer_of: str | None = None) 
     return tokenizer
 
 
-def reuse_tokenizer(dataset: str, kind: str, characters: str) -> Tokenizer:
-    """The tokenizer of a dataset. Raises UserError if it has another kind or lacks a character."""
-    tokenizer = load_dataset(dataset).tokenizer
-    if tokenizer.kind != kind:
-        raise UserError(f"{dataset} uses {tokenizer.kind} tokens, not {kind} tokens", status=2)
-    try:
-        tokenizer.encode(characters)
-    except UnknownCharacters as error:
-        raise UserError(f"{dataset}'s tokenizer can't encode this text: it has {error}") from None
-    return tokenizer
+def reuse_tokenizer(dataset: str, kind: str, separator: str | None, given: bool) -> Tokenizer:
+    """The tokenizer of a dataset, for text with this separator, or without documents if it is None.
+
+    given: the user wants this one; else it may be another that the tokenizer knows. Raises
+    UserError if the tokenizer has another kind or does not know the separator.
+    """
+    other = load_dataset(dataset).tokenizer
+    if other.kind != kind:
+        raise UserError(f"{dataset} uses {other.kind} tokens, not {kind} tokens", status=2)
+    if kind != "char":
+        return make_tokenizer(kind, "", separator)
+    if separator is None:
+        return CharTokenizer(other.characters)
+    if not given:
+        separator = other.separator or (NUL if NUL in other.characters else None)
+    if unknown := set(separator or "\n") - set(other.characters):
+        characters = "".join(sorted(unknown))
+        raise UserError(f"{dataset}'s tokenizer does not know the separator's {characters!r}")
+    return CharTokenizer(other.characters, separator)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -308,28 +220,29 @@ def reuse_tokenizer(dataset: str, kind: str, characters: str) -> Tokenizer:
 def prepare(
     name: str,
     inputs: list[str] | None = None,
-    pattern: str | None = None,
     val_fraction: float = 0.1,
     limit: int | None = None,
     tokenizer_of: str | None = None,
+    replace_unknown: bool = False,
     **options,
 ) -> None:
-    """Makes data/<name>, from `inputs` (files and folders), a corpus in data/, or both.
+    """Makes data/<name>, from `inputs` (see read_inputs), a corpus in data/, or both.
 
-    limit: bytes of text; tokenizer_of: a dataset whose tokenizer is used, so that its models can be
-    fine-tuned on this text; options: those of the corpus's load(). Replaces the dataset as a whole.
-    If interrupted, the old one stays (or, during the swap itself, none); never a mixture. Raises
-    UserError.
+    limit: bytes of text. tokenizer_of: a dataset whose tokenizer is used, so that its models can be
+    fine-tuned on this text; replace_unknown: replace characters that it does not know. options:
+    those of read_inputs or of the corpus's load(). Replaces the dataset as a whole: if interrupted,
+    the old one stays (or, during the swap itself, none); never a mixture. Raises UserError.
     """
     corpus_name, kind = parse_name(name)
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must be between 0 and 1, not {val_fraction}", status=2)
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}", status=2)
-    if pattern and not inputs:
-        raise UserError("--pattern needs --input", status=2)
-    corpus = find_corpus(corpus_name, inputs, pattern, limit, options)
-    make_dataset(name, kind, corpus, val_fraction, limit, tokenizer_of)
+    if replace_unknown and not (tokenizer_of and kind == "char"):
+        raise UserError("--replace_unknown needs a char dataset and --tokenizer_of", status=2)
+    separator = options.get("separator")
+    corpus = find_corpus(corpus_name, kind, inputs, limit, options)
+    make_dataset(name, kind, corpus, val_fraction, limit, tokenizer_of, replace_unknown, separator)
 
 
 def make_dataset(
@@ -339,33 +252,55 @@ def make_dataset(
     val_fraction: float = 0.1,
     limit: int | None = None,
     tokenizer_of: str | None = None,
+    replace_unknown: bool = False,
+    separator: str | None = None,
 ) -> None:
-    """Makes data/<name> of a corpus, with tokens of this kind; the rest is as in `prepare`."""
+    """Makes data/<name> of a corpus, with tokens of this kind; the rest is as in `prepare`.
+
+    separator: what divided the text into documents, and what goes between them, unless it is BPE.
+    """
     if limit:
         corpus = limited(corpus, limit)
 
     # first pass: what is in the text
     found = survey(corpus)
-    documents = sum(found.documents)
-    separator = "\n" if max(found.documents) > 1 else ""  # the tokenizer must know it
-    tokenizer = make_tokenizer(kind, found.vocabulary + separator, tokenizer_of)
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    if separator and len(found.sizes) == 1:
+        raise UserError(
+            f"--separator {separator!r} divides nothing: {corpus.source} is one document"
+        )
+    between = (separator or NUL) if len(found.sizes) > 1 + bool(found.own_validation) else None
+    if tokenizer_of:
+        tokenizer = reuse_tokenizer(tokenizer_of, kind, between, separator is not None)
+        corpus, found = fit(corpus, found, tokenizer, tokenizer_of, replace_unknown)
+    else:
+        tokenizer = make_tokenizer(kind, found.vocabulary, between)
+    assignment = assign(found, val_fraction)
+    documents = int((assignment != LEFT_OUT).sum())
+    too_few = UserError(
+        f"{sum(found.sizes):,} characters in {documents:,} documents are too few for a training and"
+        " a validation part"
+    )
+    if not documents:
+        raise too_few
 
     # second pass: its tokens, in a new folder
-    folder = DATA_DIR / name
+    folder = data_dir() / name
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
-            new = Path(temporary)
-            counts = write_tokens(new, split(corpus, found, val_fraction), tokenizer)
+        with new_folder(folder) as new:
+            try:
+                pieces = split(corpus, found, assignment, val_fraction)
+                counts = write_tokens(new, pieces, tokenizer)
+            except UnknownCharacters:
+                raise UserError(CHANGED) from None
             if min(counts[part]["tokens"] for part in SPLITS) < 2:
-                raise UserError(
-                    f"{found.characters:,} characters in {documents:,} documents are too few for a"
-                    " training and a validation part"
-                )
+                raise too_few
             meta = {
                 "source": corpus.source,
                 "limit": limit,
-                "sha256": found.sha256,
+                "sha256": sha256_of(found, assignment),
                 "documents": documents,
                 "tokenizer": tokenizer.to_dict(),
                 **counts,
@@ -376,6 +311,34 @@ def make_dataset(
         if not any(folder.iterdir()):
             folder.rmdir()
     report(folder, meta, found, tokenizer)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder`. Removes those that killed processes have left there.
+
+    A lock on `folder` shows whether another process is writing there now.
+    """
+    lock = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if not fcntl or try_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for left in folder.glob(".new-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        if fcntl:
+            try_lock(lock, fcntl.LOCK_SH)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
+            yield Path(temporary)
+    finally:
+        if fcntl:
+            os.close(lock)
+
+
+def try_lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind)
+        return True
+    except OSError:  # locked, or a file system without locks
+        return False
 
 
 def prepare_missing(name: str) -> None:
@@ -401,21 +364,22 @@ def swap(new: Path, folder: Path) -> None:
 
 def report(folder: Path, meta: dict, found: Survey, tokenizer: Tokenizer) -> None:
     """Prints a summary of a new dataset."""
-    documents = f" ({meta['documents']:,} documents)" if meta["documents"] > 1 else ""
+    several = meta["documents"] > 1 + bool(found.own_validation)
+    documents = f" ({meta['documents']:,} documents)" if several else ""
     print(f"{folder}: {meta['source']}{documents}")
     for name in SPLITS:
-        tokens, characters, n_bytes = (meta[name][unit] for unit in UNITS)
+        tokens, characters, size = (meta[name][unit] for unit in UNITS)
         print(
-            f"  {name:5}  {characters:>13,} characters  {n_bytes:>13,} bytes  {tokens:>13,} tokens"
-            f"  ({n_bytes / tokens:.2f} bytes each)"
+            f"  {name:5}  {characters:>13,} characters  {size:>13,} bytes  {tokens:>13,} tokens"
+            f"  ({size / tokens:.2f} bytes each)"
         )
     more = " ..." if len(found.vocabulary) > 100 else ""
     print(
         f"  vocabulary of {tokenizer.vocab_size:,} tokens; {len(found.vocabulary):,} different"
         f" characters: {found.vocabulary[:100]!r}{more}"
     )
-    print(f"  sha256 of the text: {found.sha256}")
-    print("  it begins:\n\n    " + found.excerpt.replace("\n", "\n    ") + "\n")
+    print(f"  sha256 of the text: {meta['sha256']}")
+    print("  it begins:\n\n    " + escape_controls(found.excerpt).replace("\n", "\n    ") + "\n")
 
 
 @command
@@ -427,9 +391,17 @@ def main(argv: list[str]) -> None:
         "--input",
         nargs="+",
         metavar="PATH",
-        help="your own text: UTF-8 files and folders; for python, code to add to the library",
+        help="your own text: files, folders, or - for standard input; for python, more code",
     )
-    add("--pattern", help="files to take from folders (default: *.txt and *.md; for python *.py)")
+    parser.add_text("--pattern", help="files of folders, such as '**/*.rst' (default: *.txt, *.md)")
+    parser.add_text(
+        "--separator",
+        type=unescape,
+        help=r"text between two documents of a file, such as '\n' if each line is one",
+    )
+    add("--field", nargs="+", help="the input is JSON Lines; a document is these fields of a line")
+    add("--encoding", help="of the input, by its name in Python (default: utf-8)")
+    add("--skip_undecodable", action="store_true", help="leave out files that can't be decoded")
     add(
         "--val_fraction",
         type=float,
@@ -442,29 +414,25 @@ def main(argv: list[str]) -> None:
         metavar="DATASET",
         help="use this dataset's tokenizer, to fine-tune its models with --init_from",
     )
+    add(
+        "--replace_unknown",
+        action="store_true",
+        help="replace or remove characters that the tokenizer of --tokenizer_of does not know",
+    )
     add("--category", help="robotics: arXiv's category (default: cs.RO)")
     add("--max_results", type=int, help="robotics: number of papers (default: 5000)")
-    args = parser.parse_args(argv)
-    if not args.dataset:
-        print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
-        for name, about in corpora().items():
-            print(f"  {name:12} {about}")
-        print(
-            "or any name for your own text, with --input FILE or FOLDER;"
-            f" tokenizers: {', '.join(KINDS)}"
-        )
+    args = vars(parser.parse_args(argv))
+    if name := args.pop("dataset"):
+        given = {
+            key: value for key, value in args.items() if value is not None and value is not False
+        }
+        prepare(name, given.pop("input", None), **given)
         return
-    given = {"category": args.category, "max_results": args.max_results}
-    options = {name: value for name, value in given.items() if value is not None}
-    prepare(
-        args.dataset,
-        args.input,
-        args.pattern,
-        args.val_fraction,
-        args.limit,
-        args.tokenizer_of,
-        **options,
-    )
+    print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
+    for name, about in corpora().items():
+        print(f"  {name:12} {about}")
+    kinds = ", ".join(KINDS)
+    print(f"or any name for your own text, with --input FILE or FOLDER; tokenizers: {kinds}")
 
 
 if __name__ == "__main__":

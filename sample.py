@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from common import gpt2
-from common.cli import Parser, command
+from common.cli import Parser, command, escape_controls, unescape
 from common.device import pick_device, pick_weights_dtype
 from common.errors import UserError
 from common.files import read_text
-from common.tokenizer import Tokenizer, UnknownCharacters
+from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """An argument type: a whole number from low to high."""
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A type for argparse: a whole number from low to high."""
 
     def parse(text: str) -> int:
         number = int(text)
@@ -46,42 +46,82 @@ def probability(text: str) -> float:
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids, or the id that a text without a prompt starts from. Raises UserError."""
-    if tokenizer.kind == "char" and "\r" not in tokenizer.characters:
-        text = text.replace("\r", "")  # Windows's line ends, unlike those of the training text
+    """The prompt's ids, or those that a text without a prompt starts from. Raises UserError."""
     try:
-        return tokenizer.encode(text).tolist() or [tokenizer.start_id]
+        return tokenizer.encode(known_line_ends(text, tokenizer)).tolist() or tokenizer.start_ids
     except UnicodeEncodeError:
         raise UserError("the prompt is not valid UTF-8", status=2) from None
     except UnknownCharacters as error:
-        known = tokenizer.characters
-        raise UserError(f"the prompt has {error}; the model knows {known!r}", status=2) from None
+        known, count = tokenizer.characters, len(tokenizer.characters)
+        shown = f"{known[:100]!r}" + (f" and {count - 100:,} more" if count > 100 else "")
+        raise UserError(f"the prompt has {error}; the model knows {shown}", status=2) from None
 
 
-def cut_after(text: str, stop: str | None) -> str:
-    """The text up to and including the first `stop`."""
-    if not stop or stop not in text:
-        return text
-    return text[: text.index(stop) + len(stop)]
+class Writer:
+    """Turns the tokens of a sample into text, up to the end of its document or after `stop`."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | None):
+        self.decode = tokenizer.stream_decoder()
+        self.separator, self.stop = tokenizer.separator, stop
+        self.text, self.written = "", 0  # the last of the text, and how much of it was returned
+        self.ended = False
+
+    def add(self, ids: list[int]) -> str:
+        """The text that follows from the next ids, without what may begin a separator."""
+        if self.ended:
+            return ""
+        self.text += self.decode(ids)
+        ends = []
+        if self.separator and self.separator in self.text:
+            ends.append(self.text.index(self.separator))
+        if self.stop and self.stop in self.text:
+            ends.append(self.text.index(self.stop) + len(self.stop))
+        self.ended = bool(ends)
+        return self.write(min(ends, default=len(self.text) - self.doubtful()))
+
+    def finish(self) -> str:
+        """The rest of the text, once there are no more ids."""
+        return "" if self.ended else self.write(len(self.text))
+
+    def write(self, end: int) -> str:
+        new = self.text[self.written : end]
+        # keep what a separator or stop text may have begun in
+        kept = max(len(self.text) - end, len(self.separator or ""), len(self.stop or ""))
+        start = max(0, len(self.text) - kept)
+        self.text, self.written = self.text[start:], end - start
+        return new
+
+    def doubtful(self) -> int:
+        """How many characters at the end of the text may be the beginning of a separator."""
+        for length in range(len(self.separator or "") - 1, 0, -1):
+            if self.text.endswith(self.separator[:length]):
+                return length
+        return 0
 
 
-def decode_stream(
-    stream: Iterable[torch.Tensor], tokenizer: Tokenizer, stop: str | None
-) -> Iterator[str]:
-    """The text of a stream of tokens, piece by piece, up to and including the first `stop`."""
-    decode = tokenizer.stream_decoder()
-    tail = ""  # the end of what is out already, in which `stop` may have begun
+def write_one(stream: Iterable[torch.Tensor], writer: Writer) -> Iterator[str]:
+    """Yields the text of the first sequence of a stream of tokens, piece by piece."""
     for token in stream:
-        text = tail + decode(token[0].tolist())
-        yield cut_after(text, stop)[len(tail) :]
-        if stop and stop in text:
+        yield writer.add(token[0].tolist())
+        if writer.ended:
             return
-        tail = text[max(0, len(text) - len(stop) + 1) :] if stop else ""
+    yield writer.finish()
+
+
+def write_all(stream: Iterable[torch.Tensor], writers: list[Writer]) -> list[str]:
+    """The texts of all sequences of a stream of tokens."""
+    texts = [""] * len(writers)
+    for token in stream:
+        for i, (writer, ids) in enumerate(zip(writers, token.tolist())):
+            texts[i] += writer.add(ids)
+        if all(writer.ended for writer in writers):
+            break
+    return [text + writer.finish() for text, writer in zip(texts, writers)]
 
 
 def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
     """Lets the user and the model write a text in turn, until the input ends."""
-    print("Type a line to add it; press Enter to let the model continue.")
+    print("Type a line to add to the text, or just press Enter; then the model continues it.")
     print("Ctrl-C stops generating, Ctrl-D quits.")
     print(text, end="")
     while True:
@@ -94,7 +134,7 @@ def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
         longer = text + new_line + typed
         try:
             for piece in generate(longer):
-                print(piece, end="", flush=True)
+                print(escape_controls(piece), end="", flush=True)
                 longer += piece
         except UserError as error:  # a character that the model does not know
             print(error)
@@ -108,17 +148,17 @@ def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="sample.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--ckpt", default="out/capstone_best.pt", help="or gpt2 (default: %(default)s)")
-    add("--prompt", default="", help="text to continue")
+    add("--ckpt", default="out/capstone_best.pt", help="checkpoint, or gpt2 (default: %(default)s)")
+    parser.add_text("--prompt", default="", help="text to continue")
     add("--prompt_file", help="UTF-8 file with the text to continue")
     add("--interactive", action="store_true", help="write a text together with the model")
-    add("--max_new_tokens", type=whole(1, 10**8), default=500, help="(default: %(default)s)")
-    add("--num_samples", type=whole(1, 10**6), default=1, help="generated as one batch")
+    add("--max_new_tokens", type=whole_number(1, 10**8), default=500, help="tokens (default: 500)")
+    add("--num_samples", type=whole_number(1, 10**6), default=1, help="generated as one batch")
     add("--temperature", type=temperature, default=0.8, help="0: no randomness (default: 0.8)")
-    add("--top_k", type=whole(1, 10**9), help="sample from the k most likely tokens only")
-    add("--top_p", type=probability, help="sample from the likeliest tokens of this probability")
-    add("--stop", help="end a sample after this text")
-    add("--seed", type=whole(0, 2**63 - 1), default=1337, help="(default: %(default)s)")
+    add("--top_k", type=whole_number(1, 10**9), help="sample from the k most likely tokens only")
+    add("--top_p", type=probability, help="... from the fewest tokens with this total probability")
+    parser.add_text("--stop", type=unescape, help=r"end a sample after this text, such as '\n'")
+    add("--seed", type=whole_number(0, 2**63 - 1), default=1337, help="of the random numbers")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     args = parser.parse_args(argv)
     if args.prompt and args.prompt_file:
@@ -129,7 +169,7 @@ def main(argv: list[str]) -> None:
     # the model
     device, _ = pick_device(args.device)
     model, tokenizer = gpt2.load(args.ckpt).build(device)
-    if args.temperature > 0:  # else float32: the top two may differ by less than bfloat16 resolves
+    if args.temperature > 0:  # without randomness, rounding to bfloat16 could decide the text
         model.to(pick_weights_dtype(device, args.num_samples))
     generator = torch.Generator(device).manual_seed(args.seed)
 
@@ -145,22 +185,23 @@ def main(argv: list[str]) -> None:
         )
 
     def generate(text: str) -> Iterator[str]:
-        return decode_stream(stream(text), tokenizer, args.stop)
+        return write_one(stream(text), Writer(tokenizer, args.stop))
 
     # the text
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
     if args.interactive:
         converse(prompt, generate)
     elif args.num_samples > 1:
-        rows = torch.cat(list(stream(prompt)), dim=1).tolist()
-        for number, row in enumerate(rows, 1):
-            text = prompt + cut_after(tokenizer.decode(row), args.stop)
-            print(f"--- sample {number} of {args.num_samples} ---\n{text}")
+        writers = [Writer(tokenizer, args.stop) for _ in range(args.num_samples)]
+        for number, text in enumerate(write_all(stream(prompt), writers), 1):
+            if tokenizer.separator != "\n":  # else the documents are lines
+                print(f"--- sample {number} of {args.num_samples} ---")
+            print(escape_controls(prompt + text))
     else:
         pieces = generate(prompt)  # an error in the prompt comes before it is printed
-        print(prompt, end="", flush=True)
+        print(escape_controls(prompt), end="", flush=True)
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(escape_controls(piece), end="", flush=True)
         print()
 
 

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from common import checkpoint, distributed, gpt2, run_state
 from common.arguments import load_config
 from common.checkpoint import SavedModel
-from common.cli import command, quote
+from common.cli import command, escape_controls, quote
 from common.dataset import Dataset, load_dataset, windows
 from common.device import (
     autocast,
@@ -35,6 +35,7 @@ from common.muon import Muon
 from common.progress import Progress, print_resume_command, print_summary
 from common.signals import StopSignals
 from common.timing import SaveTimer
+from common.tokenizer import first_document
 from config import Config
 from evaluate import mean_loss
 from model import GPT, flops_per_token, next_token_loss
@@ -82,7 +83,8 @@ class Batches:
 
     def __call__(self, step: int) -> torch.Tensor:
         ours = np.array_split(self.starts(step), distributed.world_size())[distributed.rank()]
-        return windows(self.tokens, ours, self.config.block_size + 1)
+        length, vocab_size = self.config.block_size + 1, self.config.vocab_size
+        return windows(self.tokens, ours, length, vocab_size)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -205,14 +207,15 @@ class Run:
         return patience is not None and evaluations >= patience
 
     def sample(self, length: int) -> str:
-        """A text of `length` tokens; equal weights give equal texts."""
-        model, device = self.eval_model, self.model.device
-        start = torch.tensor([[self.dataset.tokenizer.start_id]], device=device)
+        """A text of `length` tokens, or a whole document; equal weights give equal texts."""
+        model, device, tokenizer = self.eval_model, self.model.device, self.dataset.tokenizer
+        start = torch.tensor([tokenizer.start_ids], device=device)
         generator = torch.Generator(device).manual_seed(self.config.seed)
         model.eval()
         ids = model.generate(start, length, temperature=0.8, generator=generator)
         model.train()
-        return self.dataset.tokenizer.decode(ids[0, 1:].tolist())
+        text = tokenizer.decode(ids[0, start.size(1) :].tolist())
+        return first_document(text, tokenizer)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -271,6 +274,8 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
         run.forward = DistributedDataParallel(run.forward)
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     print_summary(config, dataset, run.model, epochs, choices)
+    if distributed.is_first():
+        run_state.prepare_folder(run)
 
     # train
     path, overflows = config.path("metrics.jsonl"), run.scaler.is_enabled()
@@ -314,12 +319,12 @@ def loop(run: Run, metrics: Metrics) -> bool:
                 with metrics.clock.paused():
                     text = run.sample(200)
                     metrics.write(step, {"sample": text})
-                    progress.print(f"--- sample at step {step:,} ---\n{text}\n---")
+                    progress.print(f"--- sample at step {step:,} ---\n{escape_controls(text)}\n---")
 
             # make one step; reading its loss makes the loop wait, so do it at log_interval only
             loss, norm = run.update(step)
             metrics.add(step, learning_rate(step, config), loss, norm)
-            if step % config.log_interval == 0:
+            if step % config.log_interval == 0 or step + 1 == config.max_steps:
                 progress.log(step, metrics.flush())
 
 
@@ -327,12 +332,15 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
     """Evaluates, prints, draws the curves. Returns whether this is the best model so far."""
     loss, best = run.evaluate()
     metrics.write(run.step, {"val/loss": loss})
+    tokens, part = len(run.dataset.val), run.config.eval_tokens
     progress.print(
-        f"step {run.step:>6,} | validation loss {loss:.4f} | "
-        f"{run.dataset.bits_per_byte(loss):.4f} bits per byte{' | best so far' if best else ''}"
+        f"step {run.step:>6,} | validation loss {loss:.4f}"
+        + (f" on {part:,} of {tokens:,} tokens" if part < tokens else "")
+        + f" | {run.dataset.bits_per_byte(loss):.4f} bits per byte"
+        + (" | best so far" if best else "")
     )
     if distributed.is_first():
-        draw([run.config.path("metrics.jsonl")], run.config.path("curves.png"))
+        draw({run.config.run_name: metrics.curves}, run.config.path("curves.png"))
     return best
 
 
@@ -350,18 +358,17 @@ def conclude(run: Run, metrics: Metrics) -> float:
         text, curves = run.sample(500), config.path("curves.png")
         metrics.write(run.step, {"sample": text})
         metrics.wandb.log_files(run.step, curves, path if config.wandb_log_model else None)
-        bits = dataset.bits_per_byte(loss)
         print(
-            f"best model (step {best.step:,}): validation loss {loss:.4f}, {bits:.4f} bits per byte"
+            f"best model (step {best.step:,}): validation loss {loss:.4f} on all"
+            f" {len(dataset.val):,} tokens, {dataset.bits_per_byte(loss):.4f} bits per byte"
         )
-        print(f"--- sample ---\n{text}\n---")
+        print(f"--- sample ---\n{escape_controls(text)}\n---")
         print(f"sample from it: python sample.py --ckpt {quote(str(path))}\ncurves: {curves}")
     return loss
 
 
 @command
 def main(argv: list[str]) -> int:
-    distributed.mute_others()
     with distributed.group():
         config, start = load_config(argv)
         finished = train(config, start)["finished"]
@@ -369,4 +376,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    distributed.exit_process(main())

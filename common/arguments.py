@@ -5,61 +5,133 @@ public names are settings; its `on_cpu = dict(...)` applies to runs on a CPU onl
 """
 
 import argparse
+import difflib
 import runpy
+import textwrap
 import traceback
-from dataclasses import fields
-from types import ModuleType
+from contextlib import suppress
+from dataclasses import fields, replace
+from pathlib import Path
 
 from common import checkpoint, distributed, gpt2
 from common.checkpoint import Checkpoint, SavedModel
 from common.cli import Parser
 from common.device import pick_device
 from common.errors import UserError
-from config import BOOLEANS, SETTINGS, Config, make_config, unknown
+from common.files import ROOT
+from config import BOOLEANS, SETTINGS, Config, convert, intended, make_config, unknown
 from model import GPTConfig
 
 DEFAULT_FILE = "configs/shakespeare_char.py"
 ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTINGS]
+SHAPE = [
+    name for name in ARCHITECTURE if name != "dropout"
+]  # determines names and shapes of weights
+FINE_TUNING_RATE = 0.1  # times the learning rate of training from scratch
+INDENT = " " * 9
 
 
 def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     """The settings that a command line asks for, and what the run starts from, if anything.
 
-    argv: [config file] [--setting=value ...]. Raises UserError.
+    argv: [config file] [--setting=value ...]. Prints which file and block the settings come from.
+    Raises UserError.
     """
-    path, given, on_cpu_allowed = parse_arguments(argv)
+    file, given, on_cpu_allowed = parse_arguments(argv)
+    path = find_file(file or DEFAULT_FILE)
     values, on_cpu = read_file(path)
     places = ("resume", "out_dir", "run_name", "init_from", "device")
     start = make_config({name: v for name, v in (values | given).items() if name in places})
+    device, _ = pick_device(start.device)
+    if not on_cpu_allowed or device.type != "cpu":
+        on_cpu = {}
 
     # an interrupted run: its own settings, overridden by the command line only
     last = start.path("last.pt")
     if start.resume or distributed.restarted() and last.exists():
         saved = checkpoint.load(last)
         changes = given | {"out_dir": start.out_dir, "run_name": start.run_name, "resume": True}
-        return resumed_config(saved, changes), saved
+        config = resumed_config(saved, changes)
+        if file or values.get("run_name") == start.run_name:
+            report_unused(path, values | on_cpu, config)
+        return config, saved
 
-    # another model's weights: its architecture, and everything else as in a new run
+    # another model's weights: its architecture, and a learning rate for fine-tuning
+    print(f"config   {path}")
     saved = None
     if start.init_from:
         saved = gpt2.load(start.init_from)
-        if clash := [name for name in ARCHITECTURE if name in given and name != "dropout"]:
+        if clash := [name for name in SHAPE if name in given]:
             names = ", ".join(clash)
             raise UserError(f"{start.init_from} determines the architecture: drop {names}", 2)
         model = saved.settings()
-        shape = {name: getattr(model, name) for name in ARCHITECTURE if name != "dropout"}
-        values |= shape
-        on_cpu = {name: value for name, value in on_cpu.items() if name not in shape}
+        values |= {name: getattr(model, name) for name in SHAPE}
+        on_cpu = {name: value for name, value in on_cpu.items() if name not in SHAPE}
 
     # a new run
-    device, _ = pick_device(start.device)
     on_cpu = {name: value for name, value in on_cpu.items() if name not in given}
-    if not on_cpu or not on_cpu_allowed or device.type != "cpu":
-        return make_config(values | given), saved
-    config = make_config(values | on_cpu | given)
-    shown = ", ".join(f"{name}={value}" for name, value in on_cpu.items())
-    print(f"on_cpu: without a GPU, {path} sets {shown} (--on_cpu=false ignores these)")
+    if on_cpu:
+        report_on_cpu(on_cpu, values)
+    values |= on_cpu
+    values |= shorter_warmup(values | given, given)
+    config = make_config(values | given)
+    if start.init_from and "learning_rate" not in given:
+        config = for_fine_tuning(config)
     return config, saved
+
+
+def report_on_cpu(on_cpu: dict, values: dict) -> None:
+    """Prints what the on_cpu block sets, and which settings of the file it overrides."""
+    changes = []
+    for name, value in on_cpu.items():
+        overridden = name in values and values[name] != value
+        changes.append(f"{name}={value}" + (f" instead of {values[name]}" if overridden else ""))
+    print(
+        "on_cpu   without a GPU its on_cpu block overrides it (--on_cpu=false: ignore the block):"
+    )
+    print(textwrap.fill(", ".join(changes), 98, initial_indent=INDENT, subsequent_indent=INDENT))
+
+
+def report_unused(path: str, values: dict, config: Config) -> None:
+    """Prints which settings of a config file differ from those of a run that is resumed."""
+    unused = []
+    for name, value in values.items():
+        if name in SETTINGS and name not in ("resume", "out_dir", "run_name"):
+            with suppress(ValueError):
+                value = convert(SETTINGS[name], value)
+            if value != getattr(config, name):
+                unused.append(f"{name}={value} (the run has {getattr(config, name)})")
+    if unused:
+        print(f"not used, because the run keeps its own settings: {', '.join(unused)} in {path};")
+        print("to change a setting of a resumed run, repeat it on the command line")
+
+
+def shorter_warmup(values: dict, given: dict) -> dict:
+    """A warmup that fits into the run, if the one in `values` does not and was not `given`."""
+    if "warmup_steps" in given:
+        return {}
+    try:
+        names = ("warmup_steps", "max_steps")
+        warmup, steps = (
+            convert(SETTINGS[name], values.get(name, SETTINGS[name].default)) for name in names
+        )
+    except ValueError:  # make_config reports it
+        return {}
+    if warmup <= steps:
+        return {}
+    print(f"warmup   {steps // 10} steps instead of {warmup}, because the run has only {steps}")
+    return {"warmup_steps": steps // 10}
+
+
+def for_fine_tuning(config: Config) -> Config:
+    """The config with a lower learning rate: its own would undo much of what the model learned."""
+    low, least = (
+        None if rate is None else rate * FINE_TUNING_RATE
+        for rate in (config.learning_rate, config.min_lr)
+    )
+    rate = f"learning_rate={low:g} instead of {config.learning_rate:g}"
+    print(f"rate     for fine-tuning, {rate}; set --learning_rate to choose another")
+    return replace(config, learning_rate=low, min_lr=least)
 
 
 def resumed_config(saved: Checkpoint, changes: dict) -> Config:
@@ -80,8 +152,8 @@ def resumed_config(saved: Checkpoint, changes: dict) -> Config:
     return config
 
 
-def parse_arguments(argv: list[str]) -> tuple[str, dict[str, str], bool]:
-    """Returns the config file's path, the settings on the command line, and --on_cpu.
+def parse_arguments(argv: list[str]) -> tuple[str | None, dict[str, str], bool]:
+    """Returns the config file's path if one is given, the settings, and whether on_cpu may apply.
 
     The values of the settings are still text. Raises UserError that names all problems.
     """
@@ -131,6 +203,20 @@ def parse_arguments(argv: list[str]) -> tuple[str, dict[str, str], bool]:
     return path, given, BOOLEANS[on_cpu]
 
 
+def find_file(path: str) -> str:
+    """The path of a config file in the current folder or the project's. Raises UserError."""
+    if Path(path).exists():
+        return path
+    if (ROOT / path).exists():
+        return str(ROOT / path)
+    others = [f"configs/{file.name}" for file in (ROOT / "configs").glob("*.py")]
+    near = difflib.get_close_matches(path, others, n=1)
+    if Path(f"{path}.py").exists():
+        near = [f"{path}.py"]
+    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(others))}"
+    raise UserError(f"there is no config file {path}{hint}", status=2)
+
+
 def read_file(path: str) -> tuple[dict, dict]:
     """The settings in a config file, and those in its on_cpu block. Raises UserError."""
     try:
@@ -144,11 +230,16 @@ def read_file(path: str) -> tuple[dict, dict]:
         line = getattr(error, "lineno", None) or lines[-1]
         message = f"config file {path}, line {line}: {type(error).__name__}: {error}"
         raise UserError(message, status=2) from None
-    values = {
-        name: value
-        for name, value in names.items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
-    }
+    values = {}
+    for name, value in names.items():
+        if name in SETTINGS or name == "on_cpu" or name == "vocab_size":
+            values[name] = value
+        elif name.startswith("_") or not isinstance(value, bool | int | float | str | None):
+            pass  # an import or a function
+        elif intended(name):
+            values[name] = value  # a misspelled setting, for make_config to report
+        else:
+            print(f"note: {name} in {path} is not a setting, so it is ignored")
     on_cpu = values.pop("on_cpu", {})
     if not isinstance(on_cpu, dict):
         raise UserError(f"config file {path}: on_cpu must be a dict(...), not {on_cpu!r}", status=2)

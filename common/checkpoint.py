@@ -119,9 +119,9 @@ def split_qk_norm(weights: dict) -> dict:
     return names
 
 
-def run_id(path: Path) -> str | None:
-    """The id of the run that wrote a checkpoint; None if the file is not a checkpoint."""
+def peek(path: Path) -> dict:
+    """The values in a checkpoint, read quickly, without verifying it; {} if there is none."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["run_id"]
-    except Exception:  # a foreign or damaged file can fail in many ways
-        return None
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # no file, or a foreign or damaged one, which can fail in many ways
+        return {}

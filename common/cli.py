@@ -8,8 +8,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from common.errors import UserError
+
+MARK = "\0"  # before the value of a text option: argparse removes "--" and refuses "-x"
+LESS_MEMORY = {  # what to try, by command
+    "train.py": "a smaller micro_batch_size or a smaller model",
+    "sample.py": "a smaller --num_samples or --max_new_tokens",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,9 +24,34 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+        self.text_options = set()
 
     def error(self, message: str):
-        raise UserError(f"{message} (see python {self.prog} --help)", status=2)
+        hint = f"see python {self.prog} --help"
+        if message.startswith("unrecognized arguments") and message.endswith(".pt"):
+            hint = f"did you mean --ckpt {message.split()[-1]}?"
+        raise UserError(f"{message} ({hint})", status=2)
+
+    def add_text(self, option: str, type: Callable[[str], str] = str, **options) -> None:
+        """Adds an option whose value may be any text, even if it begins with a dash."""
+        self.text_options.add(option)
+        self.add_argument(option, type=lambda value: type(value.removeprefix(MARK)), **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        marked = []  # `--stop --` and `--stop=--` as `--stop=<MARK>--`
+        rest = list(sys.argv[1:] if args is None else args)
+        while rest:
+            argument = rest.pop(0)
+            option, equals, value = argument.partition("=")
+            if option not in self.text_options:
+                marked.append(argument)
+            elif equals:
+                marked.append(f"{option}={MARK}{value}")
+            elif rest and rest[0] not in self._option_string_actions:
+                marked.append(f"{option}={MARK}{rest.pop(0)}")
+            else:
+                marked.append(option)  # without a value, which argparse refuses
+        return super().parse_known_args(marked, namespace)
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
@@ -49,13 +81,32 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
             full = re.search("out of memory|allocate memory", str(error))
             if isinstance(error, RuntimeError) and not full:
                 raise
-            hint = "try a smaller micro_batch_size (train.py) or a smaller model"
-            return fail(f"out of memory: {hint} ({error})")
+            script = Path(main.__code__.co_filename).name
+            return fail(
+                f"out of memory: try {LESS_MEMORY.get(script, 'a smaller model')} ({error})"
+            )
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             return 130
 
     return run
+
+
+def unescape(text: str) -> str:
+    r"""Replaces \n, \r, \t, \0 and \\, as typed in a shell, by the characters they stand for."""
+    meanings = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\"}
+    return re.sub(r"\\([nrt0\\])", lambda match: meanings[match[1]], text)
+
+
+def escape_controls(text: str) -> str:
+    r"""The text as it is safe to print: on a terminal, control characters become \x1b and the like.
+
+    Newlines and tabs stay.
+    """
+    if not sys.stdout.isatty():
+        return text
+    controls = r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?=[^\n])"
+    return re.sub(controls, lambda match: repr(match[0])[1:-1], text)
 
 
 def fail(message: object, status: int = 1) -> int:

@@ -1,26 +1,26 @@
 """A prepared dataset on disk: data/<dataset>/{train.bin, val.bin, meta.json}.
 
-The .bin files are plain uint16 token ids. meta.json has the tokenizer, where the text came from, its
-sha256, and for each split the number of tokens, characters and bytes.
+The .bin files are plain uint16 token ids. meta.json has the tokenizer, where the text came from,
+its sha256, and for each split the number of tokens, characters and bytes.
 """
 
 import hashlib
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.errors import UserError
+from common.files import ROOT, data_dir
 from common.tokenizer import Tokenizer, from_dict
 
 if TYPE_CHECKING:
     import torch
 
-DATA_DIR = Path("data")
 SPLITS = ("train", "val")
+CHECKED = 1 << 16  # ids of each split that load_dataset checks
 UNITS = ("tokens", "characters", "bytes")
 
 
@@ -49,24 +49,37 @@ def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
     return loss / math.log(2) * tokens / n_bytes
 
 
-def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> "torch.Tensor":
-    """The windows of a token array that begin at `starts`: (len(starts), length), int64."""
+def windows(tokens: np.ndarray, starts: np.ndarray, length: int, vocab_size: int) -> "torch.Tensor":
+    """The windows of a token array that begin at `starts`: (len(starts), length), int64.
+
+    Raises UserError if vocab_size is given and an id is not in the vocabulary.
+    """
     import torch  # here, because prepare.py needs this module but not torch
 
-    return torch.from_numpy(tokens[starts[:, None] + np.arange(length)].astype(np.int64))
+    ids = tokens[starts[:, None] + np.arange(length)]
+    if vocab_size and (largest := ids.max(initial=0)) >= vocab_size:
+        path = getattr(tokens, "filename", "the text")
+        raise UserError(
+            f"{path} has the id {largest}, but the vocabulary has only {vocab_size} tokens:"
+            " prepare the dataset again"
+        )
+    return torch.from_numpy(ids.astype(np.int64))
 
 
 def is_prepared(name: str) -> bool:
     """Whether data/<name> is complete: meta.json is written last."""
-    return (DATA_DIR / name / "meta.json").exists()
+    return (data_dir() / name / "meta.json").exists()
 
 
 def load_dataset(name: str) -> Dataset:
     """Opens data/<name> and checks that its files belong together. Raises UserError."""
-    folder = DATA_DIR / name
-    again = f"prepare it again: python prepare.py {name} (with --input if it is your own text)"
+    folder = data_dir() / name
+    corpus, _, _ = name.rpartition("_")
+    ours = (ROOT / "data" / f"{corpus}.py").exists()
+    command = f"python prepare.py {name}" + ("" if ours else " --input FILE")
+    again = f"prepare it again: {command}"
     if not is_prepared(name):
-        raise UserError(f"there is no prepared dataset in {folder}: python prepare.py {name}")
+        raise UserError(f"there is no prepared dataset in {folder}: {command}")
 
     # meta.json
     try:
@@ -88,10 +101,11 @@ def load_dataset(name: str) -> Dataset:
         path, count = folder / f"{split}.bin", meta[split]["tokens"]
         if not path.exists() or path.stat().st_size != 2 * count:
             raise UserError(f"{path} does not have the {count:,} tokens of meta.json; {again}")
+        # checks the first ids only, as the file may be large; `windows` checks those that it uses
         tokens = np.memmap(path, dtype="<u2", mode="r")
-        if (largest := tokens.max()) >= tokenizer.vocab_size:
+        if (largest := tokens[:CHECKED].max()) >= tokenizer.vocab_size:
             raise UserError(
-                f"{path} has the id {largest}, but the vocabulary only {tokenizer.vocab_size}"
+                f"{path} has the id {largest}, but the vocabulary has only {tokenizer.vocab_size}"
                 f" tokens; {again}"
             )
         splits[split] = tokens

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
+
 
 def rank() -> int:
     """This process's number among all processes."""
@@ -42,18 +46,33 @@ def restarted() -> bool:
     return any_process(restart_count() > 0)[0]
 
 
-def mute_others() -> None:
-    """Lets only process 0 print; errors, on stderr, are shown by all."""
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")
+def check_environment() -> None:
+    """Raises UserError if only some of torchrun's variables are set, as some platforms do."""
+    numbers = [os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    missing = [name for name in VARIABLES if name not in os.environ]
+    wrong = not all(number.isdecimal() for number in numbers)
+    if wrong or missing and (rank() > 0 or world_size() > 1):
+        lacking = f" but not {', '.join(missing)}" if missing else ""
+        raise UserError(
+            f"RANK and WORLD_SIZE are set{lacking}: start several processes with torchrun, or unset"
+            " these variables for a single one",
+            status=2,
+        )
 
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Connects the processes while the block runs: NCCL between GPUs, gloo for CPU tensors."""
+    """Connects the processes while the block runs: NCCL between GPUs, gloo for CPU tensors.
+
+    Only process 0 prints; errors, on stderr, are shown by all. Raises UserError if there should be
+    several processes but torchrun did not start them.
+    """
+    check_environment()
     if world_size() == 1:
         yield
         return
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
     store, *_ = next(dist.rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # the store survives a restart and still holds the old processes' addresses
@@ -63,6 +82,20 @@ def group() -> Iterator[None]:
     yield
     wait()  # with gloo, a process that exits early breaks the others' connections
     dist.destroy_process_group()
+
+
+def exit_process(status: int) -> None:
+    """Ends this process with an exit status.
+
+    With several processes it skips Python's shutdown: DistributedDataParallel keeps gloo's threads
+    alive after destroy_process_group, and if one of them frees a tensor during the shutdown, it
+    aborts the process.
+    """
+    if world_size() == 1:
+        raise SystemExit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def total(numbers: list[float]) -> list[float]:

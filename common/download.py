@@ -45,7 +45,7 @@ def retry_after(response: requests.Response) -> float:
 
 
 def session(retries: int = RETRIES) -> requests.Session:
-    """A session that retries, with growing pauses, without a connection or if the server is busy."""
+    """A session that retries, with growing pauses, if there is no connection or a busy server."""
     policy = BoundedRetry(
         retries,
         backoff_factor=PAUSE,

@@ -1,4 +1,4 @@
-"""The error that commands show as one line."""
+"""The error that commands show as one line, and lists in such lines."""
 
 
 class UserError(Exception):
@@ -10,3 +10,9 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = 1):
         super().__init__(message)
         self.status = status
+
+
+def listed(names: list[str], most: int = 10) -> str:
+    """The names for a message, at most 10 of them."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,40 +1,124 @@
 """Text files: finding them, reading them in pieces, and writing files atomically."""
 
 import codecs
-import fnmatch
+import glob
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
-from common.errors import UserError
+from common.errors import UserError, listed
 
 BLOCK_BYTES = 1 << 16  # read from a file at once; small enough for the CPU cache
 LONGEST_WORD = 10_000  # characters
+STDIN = Path("-")
+
+ROOT = Path(__file__).parent.parent  # the project's folder
+
+
+def data_dir() -> Path:
+    """Where datasets and downloads are: data/ of the project, or what CAPSTONE_DATA says."""
+    if folder := os.environ.get("CAPSTONE_DATA"):
+        return Path(folder)
+    return Path("data") if Path.cwd() == ROOT else ROOT / "data"
+
+
+def expand(paths: Iterable[str]) -> list[str]:
+    """Expands wildcards that the shell has left. Raises UserError if one matches nothing."""
+    found = []
+    for path in paths:
+        if os.path.lexists(path) or not set("*?[") & set(path):
+            found.append(path)
+        elif matching := sorted(glob.glob(path, recursive=True)):
+            found += matching
+        else:
+            raise UserError(f"no file matches {path}")
+    return found
 
 
 def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
-    """The inputs that are files, and the matching files in inputs that are folders.
+    """The inputs that are files, and the matching files in inputs that are folders; each file once.
 
     Raises UserError if an input does not exist, or a folder has no matching file.
     """
-    files = []
-    for path in map(Path, inputs):
+    files, repeated = {}, []  # by real path
+    for path in map(Path, expand(inputs)):
+        found = [path]
         if path.is_dir():
-            found = sorted(
-                file
-                for file in path.rglob("*")
-                if file.is_file() and any(fnmatch.fnmatch(file.name, p) for p in patterns)
-            )
-            if not found:
-                wanted = " or ".join(patterns)
-                raise UserError(f"no {wanted} in {path}; choose other files with --pattern '*.py'")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
+            found = find_in_folder(path, patterns)
+        elif not path.exists() and path != STDIN:
             raise UserError(f"there is no file {path}")
-    return files
+        for file in found:
+            if files.setdefault(os.path.realpath(file), file) is not file:
+                repeated.append(str(file))
+    if repeated:
+        print(f"given more than once, used once: {listed(repeated)}")
+    return list(files.values())
+
+
+def find_in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The matching files in a folder and its subfolders, sorted. Prints what it can't read.
+
+    Hidden files and folders are left out. Links are followed, but each folder is visited once.
+    """
+    found, left_out, visited = [], [], set()
+    for where, folders, names in os.walk(
+        folder, followlinks=True, onerror=lambda error: left_out.append(error.filename)
+    ):
+        real = Path(where).resolve()
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        targets = {name: Path(where, name).resolve() for name in folders}
+        folders[:] = sorted(
+            name
+            for name, target in targets.items()
+            if not name.startswith(".") and not real.is_relative_to(target)  # a link to a parent
+        )
+        for name in names:
+            file = Path(where, name)
+            parts = file.relative_to(folder).parts
+            if name.startswith(".") or not any(matches(parts, pattern) for pattern in patterns):
+                continue
+            if file.is_file():
+                found.append(file)
+            else:  # a broken link
+                left_out.append(str(file))
+    if left_out:
+        print(f"warning: can't read {listed(left_out)}")
+    if not found:
+        hint = "choose other files with --pattern '*.py'"
+        if len(patterns) == 1 and not set("*?[") & set(patterns[0]):
+            hint = f"did you mean --pattern '*.{patterns[0].lstrip('.')}'?"
+        raise UserError(f"no {' or '.join(patterns)} in {folder}; {hint}")
+    return sorted(found)
+
+
+def matches(parts: Sequence[str], pattern: str) -> bool:
+    """Whether the parts of a path in a folder match a pattern such as *.txt or src/**/*.py.
+
+    A pattern without a slash applies to the name of the file. Upper and lower case are the same.
+    """
+
+    def match(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+        if not parts or not wanted:
+            return not parts and not wanted
+        if wanted == ["**"]:
+            return True
+        if wanted[0] == "**":
+            return match(parts, wanted[1:]) or match(parts[1:], wanted)
+        return fnmatchcase(parts[0].lower(), wanted[0].lower()) and match(parts[1:], wanted[1:])
+
+    wanted = pattern.removeprefix("./").split("/")
+    return match(parts, wanted if len(wanted) > 1 else ["**", *wanted])
+
+
+class NotText(UserError):
+    """A file that can't be decoded."""
 
 
 def read_text(path: str | Path) -> str:
@@ -43,50 +127,66 @@ def read_text(path: str | Path) -> str:
     Raises UserError.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return "".join(read_pieces(Path(path)))
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error, 0) from None
+    except NotText as error:
+        raise UserError(f"{error}: convert it to UTF-8 first") from None
 
 
-def read_pieces(path: Path) -> Iterator[str]:
-    """Yields the text of a UTF-8 file in pieces that `cut` makes, without a byte order mark.
+def read_pieces(
+    source: Path | BinaryIO, encoding: str = "utf-8", size: int | None = None
+) -> Iterator[str]:
+    """Yields the text of a file in pieces that `cut` makes, without a byte order mark.
 
-    Raises UserError.
+    size: bytes to read at most. Raises NotText, or OSError.
     """
-    with open(path, "rb") as file:
-        blocks = iter(lambda: file.read(BLOCK_BYTES), b"")
+    name = source if isinstance(source, Path) else "standard input"
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = "utf-8-sig"  # drops the mark
+    with open(source, "rb") if isinstance(source, Path) else nullcontext(source) as file:
+
+        def blocks() -> Iterator[bytes]:
+            left = math.inf if size is None else size
+            while block := file.read(min(BLOCK_BYTES, left)):
+                left -= len(block)
+                yield block
+
         try:
-            yield from cut(codecs.iterdecode(blocks, "utf-8-sig"))
+            yield from cut(codecs.iterdecode(blocks(), encoding))
         except UnicodeDecodeError as error:
-            raise not_utf8(path, error, file.tell() - len(error.object)) from None
-
-
-def not_utf8(path: str | Path, error: UnicodeDecodeError, offset: int) -> UserError:
-    """offset: where in the file the bytes begin that could not be decoded."""
-    where = f"byte {offset + error.start:,} is {error.object[error.start]:#04x}"
-    return UserError(f"{path} is not UTF-8 text ({where}): convert it to UTF-8 first")
+            offset = file.tell() - len(error.object) + error.start
+            where = f"byte {offset:,} is {error.object[error.start]:#04x}"
+            shown = "UTF-8" if encoding == "utf-8-sig" else encoding
+            raise NotText(f"{name} is not {shown} text ({where})") from None
+        except UnicodeError as error:  # UTF-16 without a byte order mark
+            raise NotText(f"{name} is not {encoding} text ({error})") from None
 
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:
     """Yields a text in pieces, about as long as its blocks, that can be tokenized one by one.
 
-    A piece ends between a word and the white space after it: GPT-2's tokens never cross that
-    place. Only if the last LONGEST_WORD characters are without one, it ends anywhere.
+    A piece ends at the `last_gap`.
     """
     rest = ""
     for block in blocks:
         text = rest + block
-        end = len(text)
-        for i in range(end - 1, max(0, end - LONGEST_WORD), -1):
-            if text[i].isspace() and not text[i - 1].isspace():
-                end = i
-                break
+        end = last_gap(text)
         yield text[:end]
         rest = text[end:]
     if rest:
         yield rest
+
+
+def last_gap(text: str) -> int:
+    """The last index between a word and the white space after it: GPT-2's tokens never cross one.
+
+    If the last LONGEST_WORD characters have no such place, the length of the text.
+    """
+    for i in range(len(text) - 1, max(0, len(text) - LONGEST_WORD), -1):
+        if text[i].isspace() and not text[i - 1].isspace():
+            return i
+    return len(text)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -107,7 +207,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
     if os.name == "posix":  # the rename itself must reach the disk too
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
+        with suppress(OSError):  # some file systems can't sync a folder (FUSE, CIFS, VirtualBox)
+            os.fsync(folder)
         os.close(folder)
 
 

@@ -1,6 +1,6 @@
 """Our parameters under the names they have in transformers, and GPT-2's weights.
 
-In the tables, a module of ours that has several names there is their concatenation.
+If the tables have several names for one of our modules, it is the concatenation of theirs.
 """
 
 import importlib
@@ -72,13 +72,12 @@ VOCAB_SIZE = 50257
 
 
 def optional_package(name: str) -> ModuleType:
-    """Imports a module of a package that only this file and export.py need. Raises UserError."""
+    """Imports a module of a package that few users need. Raises UserError if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        package = name.split(".")[0]
-        needed = "pip install transformers safetensors tokenizers"
-        raise UserError(f"{package} is not installed: {needed}") from None
+        package, install = name.split(".")[0], "pip install transformers safetensors tokenizers"
+        raise UserError(f"{package} is not installed: {install}") from None
 
 
 # -------------------------------------------------------------------------------------------------
@@ -86,7 +85,7 @@ def optional_package(name: str) -> ModuleType:
 
 
 def their_names(name: str, modules: dict[str, list[str]]) -> list[str]:
-    """The names there of one of our parameters, such as blocks.0.attn.qkv.weight."""
+    """The names in transformers of one of our parameters, such as blocks.0.attn.qkv.weight."""
     prefix = ""
     if name.startswith("blocks."):
         _, number, name = name.split(".", 2)
@@ -96,13 +95,13 @@ def their_names(name: str, modules: dict[str, list[str]]) -> list[str]:
 
 
 def transposed(name: str, weight: torch.Tensor, modules: dict[str, list[str]]) -> torch.Tensor:
-    """The weight in the other layout: GPT-2 keeps the matrices in its blocks transposed."""
+    """The weight in the other layout, ours or theirs: GPT-2's blocks have transposed matrices."""
     conv1d = modules is GPT2_MODULES and name.startswith("blocks.") and weight.dim() == 2
     return weight.T if conv1d else weight
 
 
 def to_transformers(model: GPT, modules: dict[str, list[str]]) -> dict[str, torch.Tensor]:
-    """Copies of the model's parameters, by their names there; a tied weight appears once."""
+    """Copies of the model's parameters by their names in transformers; a tied one appears once."""
     weights = {}
     for name, parameter in model.named_parameters():
         names = their_names(name, modules)
@@ -140,23 +139,14 @@ def download(name: str) -> Path:
 
 def load_gpt2(folder: Path) -> SavedModel:
     """GPT-2 from a folder with config.json and model.safetensors. Raises UserError."""
-    config = read_gpt2_config(folder)
-    with torch.device("meta"):  # for names and shapes only
-        expected = GPT(config).state_dict()
+    config, expected = read_gpt2_config(folder / "config.json")
     path = folder / "model.safetensors"
-    try:
-        saved = optional_package("safetensors.torch").load_file(path)
-    except UserError:
-        raise
-    except Exception as error:  # a missing, foreign or damaged file can fail in many ways
-        raise UserError(f"can't read {path}: {str(error).splitlines()[0]}") from None
-    saved = {name.removeprefix("transformer."): weight for name, weight in saved.items()}
+    saved = read_gpt2_weights(path)
 
     weights, read = {}, set()
     for name, parameter in expected.items():
         tied = name == "head.weight" and config.tie_embeddings
         [theirs] = their_names("token_embedding.weight" if tied else name, GPT2_MODULES)
-        theirs = theirs.removeprefix("transformer.")
         if theirs not in saved:
             raise UserError(f"{path} lacks {theirs}")
         read.add(theirs)
@@ -164,6 +154,7 @@ def load_gpt2(folder: Path) -> SavedModel:
         if weights[name].shape != parameter.shape:
             shape = tuple(saved[theirs].shape)
             raise UserError(f"{path}: the shape of {theirs}, {shape}, contradicts config.json")
+
     constants = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks, and the tied head
     surplus = sorted(name for name in saved.keys() - read if not name.endswith(constants))
     if surplus:
@@ -171,25 +162,45 @@ def load_gpt2(folder: Path) -> SavedModel:
     return SavedModel(weights, vars(config), {"kind": "bpe"})
 
 
-def read_gpt2_config(folder: Path) -> GPTConfig:
-    """The architecture that config.json describes. Raises UserError if it is not GPT-2's."""
-    path = folder / "config.json"
+def read_gpt2_config(path: Path) -> tuple[GPTConfig, dict[str, torch.Tensor]]:
+    """The architecture in a config.json, and its parameters' names and shapes, without memory.
+
+    Raises UserError if it is not GPT-2's.
+    """
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         for name, wanted in GPT2_FIXED.items():
             default = None if name == "model_type" else wanted
             if (value := theirs.get(name, default)) != wanted:
-                raise UserError(f"{folder} has {name} {value!r}; GPT-2 has {wanted!r}")
-        sizes = {ours: theirs.get(name) for ours, name in GPT2_SIZES.items()}
-        missing = [name for ours, name in GPT2_SIZES.items() if sizes[ours] is None]
-        if missing and missing != ["n_inner"]:
-            raise ValueError(f"{missing[0]} is missing")
+                raise UserError(f"{path} has {name} {value!r}; GPT-2 has {wanted!r}")
+        sizes = {ours: theirs[name] for ours, name in GPT2_SIZES.items() if name != "n_inner"}
+        width = theirs.get("n_inner")  # null or missing: 4 n_embd, as in our d_ff
         tied = theirs.get("tie_word_embeddings", True)
-        config = GPTConfig(**sizes, **GPT2_ARCHITECTURE, bias=True, tie_embeddings=tied)
+        config = GPTConfig(**sizes, d_ff=width, **GPT2_ARCHITECTURE, bias=True, tie_embeddings=tied)
+        with torch.device("meta"):
+            expected = GPT(config).state_dict()
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not describe a GPT-2: {error}") from None
+    except KeyError as error:
+        raise UserError(f"{path} does not describe a GPT-2: it lacks {error.args[0]}") from None
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not describe a GPT-2: {reason}") from None
     if config.vocab_size != VOCAB_SIZE:
-        raise UserError(f"{folder} has {config.vocab_size} tokens; GPT-2 has {VOCAB_SIZE}")
-    return config
+        raise UserError(f"{path} has {config.vocab_size} tokens; GPT-2 has {VOCAB_SIZE}")
+    return config, expected
+
+
+def read_gpt2_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a model.safetensors, by their names in transformers. Raises UserError."""
+    safetensors = optional_package("safetensors.torch")
+    try:
+        saved = safetensors.load_file(path)
+    except Exception as error:  # a missing, foreign or damaged file can fail in many ways
+        raise UserError(f"can't read {path}: {str(error).splitlines()[0]}") from None
+    # OpenAI's files have h.0.ln_1.weight for transformer.h.0.ln_1.weight
+    prefixed = ("transformer.", "lm_head.")
+    return {
+        name if name.startswith(prefixed) else f"transformer.{name}": weight
+        for name, weight in saved.items()
+    }

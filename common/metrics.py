@@ -5,6 +5,11 @@ import math
 import os
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import torch
 
 from common import distributed
@@ -14,9 +19,12 @@ from common.timing import Stopwatch
 from common.wandb_run import WandbRun
 from config import Config
 
+CURVE_POINTS = 4000
+LARGEST = 2.0**63  # no loss, gradient norm or step is that large
+
 
 class Diverged(UserError):
-    """A loss or a gradient norm at `step` is not finite."""
+    """A loss or a gradient norm at `step` is not finite, or absurdly large."""
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -49,7 +57,7 @@ def check_row(row: dict) -> None:
     if type(row["step"]) is not int or type(row.get("sample", "")) is not str:
         raise ValueError("a step is a whole number, a sample is text")
     for name, value in row.items():
-        if name != "sample" and not abs(value) < 2**63:  # also catches nan
+        if name != "sample" and not abs(value) < LARGEST:  # also catches nan
             raise ValueError(f"{name} is out of range")
 
 
@@ -65,6 +73,30 @@ def summarize(rows: list[dict]) -> dict:
         "val_steps": [row["step"] for row in evaluated],
         "val_losses": [row["val/loss"] for row in evaluated],
     }
+
+
+def lock(file) -> None:
+    """Locks a file until it is closed or the process dies. Raises UserError if it is locked.
+
+    Does nothing on systems or disks without such locks.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"a run that is still alive writes {file.name}: use another --run_name"
+        ) from None
+    except OSError:  # a disk without locks
+        pass
+
+
+def check_not_running(path: Path) -> None:
+    """Raises UserError if a run that is alive writes this metrics file."""
+    if path.exists():
+        with open(path) as file:
+            lock(file)
 
 
 class Metrics:
@@ -83,12 +115,16 @@ class Metrics:
         """
         kept = []
         self.file, self.wandb = None, None
+        self.curves, self.stride = [], 1  # rows to draw, and the interval of steps between them
         if distributed.is_first():
             if start and path.exists():
                 kept = [row for row in read_metrics(path) if row["step"] < start]
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomically(path, lambda file: file.write(text.encode()))
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # complete lines, at once
+            lock(self.file)
+            for row in kept:
+                self.keep_for_curves(row)
             self.wandb = WandbRun(config, run_id)
             self.wandb.samples = [[row["step"], row["sample"]] for row in kept if "sample" in row]
         self.clock = Stopwatch(kept[-1].get("seconds", 0.0) if kept else 0.0)
@@ -113,7 +149,7 @@ class Metrics:
     def flush(self) -> dict:
         """Writes the steps that were added; returns the row of the last one.
 
-        Raises Diverged if a value is not finite.
+        Raises Diverged if a value is not finite or absurdly large.
         """
         if not self.pending:
             return {}
@@ -131,10 +167,10 @@ class Metrics:
     def write(self, step: int, values: dict, seconds: float | None = None) -> dict:
         """Writes and returns a row; `seconds` is the present time unless given.
 
-        Raises Diverged if a value is not finite.
+        Raises Diverged if a value is not finite or absurdly large.
         """
         for name, value in values.items():
-            if name != "sample" and not math.isfinite(value):
+            if name != "sample" and not abs(value) < LARGEST:  # also catches nan
                 raise Diverged(
                     f"{name} is {value} at step {step}: set a lower learning_rate or more"
                     " warmup_steps; the checkpoints saved before are still good",
@@ -145,11 +181,22 @@ class Metrics:
         row |= values
         if self.file:
             self.file.write(json.dumps(row) + "\n")
+            self.keep_for_curves(row)
             if "sample" in row:
                 self.wandb.log_sample(step, row["sample"])
             else:
                 self.wandb.log(row)
         return row
+
+    def keep_for_curves(self, row: dict) -> None:
+        """Keeps a row in memory to be drawn; of a long run's steps, evenly spaced ones."""
+        if "val/loss" in row or row["step"] % self.stride == 0:
+            self.curves.append(row)
+        if row["step"] > CURVE_POINTS * self.stride:
+            self.stride *= 2
+            self.curves = [
+                row for row in self.curves if "val/loss" in row or row["step"] % self.stride == 0
+            ]
 
     def sync(self) -> None:
         """Returns once everything written is on the disk."""

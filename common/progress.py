@@ -1,6 +1,7 @@
 """What a training run prints."""
 
 import math
+import os
 import sys
 import time
 
@@ -12,6 +13,9 @@ from common.dataset import Dataset
 from common.metrics import Metrics
 from config import Config
 from model import GPT
+
+MANY_EPOCHS = 5  # from which on a small model usually overfits
+SLOW = 2.0  # times the best time per step from which on a run is called slow
 
 
 def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, choices: dict):
@@ -28,7 +32,10 @@ def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, c
     steps = f"{config.max_steps:,} steps of {config.tokens_per_step:,} tokens"
     print(f"data     {dataset.name}: {len(dataset.train):,} training tokens, {validation}")
     print(f"model    {sum(counts.values()):,} parameters: {parts}")
-    print(f"run      {steps}, {epochs:.1f} epochs")
+    if 2 * counts["embeddings"] > sum(counts.values()):
+        print("         most of them are embeddings: char or byte tokens need far fewer")
+    often = f" (the training text is read {epochs:.0f} times)" if epochs >= MANY_EPOCHS else ""
+    print(f"run      {steps}, {epochs:.1f} epochs{often}")
     for name, (value, reason) in choices.items():
         print(f"{name:8} {value} ({reason})")
 
@@ -49,6 +56,9 @@ class Progress:
         """start: the step that the run starts or resumes from."""
         self.config, self.metrics = config, metrics
         self.reference = None  # step, training time and time of day of the first log line
+        self.latest = None  # step and training time of the latest one
+        self.fastest = math.inf  # seconds per step between two log lines
+        self.slow = False  # whether the user has been told
         self.bar = tqdm(
             total=config.max_steps,
             initial=start,
@@ -87,5 +97,22 @@ class Progress:
             f"gradient norm {row.get('train/grad_norm', math.inf):.3f} | "
             f"{rate:,.0f} tokens/s | {minutes}:{left:02} left"
         )
+        self.notice_slow_steps(step)
         if self.metrics.wandb:
             self.metrics.wandb.log({"step": step, "train/tokens_per_second": rate})
+
+    def notice_slow_steps(self, step: int) -> None:
+        """Says once if steps have become much slower and other programs use the processor."""
+        seconds = self.metrics.clock.seconds
+        if self.latest:
+            before, at = self.latest
+            per_step = (seconds - at) / (step - before)
+            self.fastest = min(self.fastest, per_step)
+            times = per_step / self.fastest
+            busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.25 * os.cpu_count()
+            if times > SLOW and busy and not self.slow:
+                self.slow = True
+                self.print(
+                    f"steps take {times:.1f} times as long: other programs use the processor"
+                )
+        self.latest = step, seconds

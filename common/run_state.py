@@ -1,19 +1,22 @@
 """From a run to its checkpoint files, and back."""
 
 import os
+import shutil
 from dataclasses import asdict
 
 from common import checkpoint, distributed
 from common.checkpoint import Checkpoint, SavedModel
 from common.errors import UserError
+from common.metrics import check_not_running
+from common.muon import Muon
 from common.tokenizer import difference
+from config import Config
+
+FILES = ("best.pt", "last.pt", "metrics.jsonl", "curves.png")
 
 
 def save(run, best: bool) -> None:
-    """Writes _last.pt, and _best.pt if this is the best model so far.
-
-    Another run's _best.pt is renamed to _best.prev.pt.
-    """
+    """Writes _last.pt, and _best.pt if this is the best model so far."""
     if not distributed.is_first():
         return
     state = Checkpoint(
@@ -30,12 +33,67 @@ def save(run, best: bool) -> None:
         run_id=run.id,
     )
     if best:
-        path, kept = run.config.path("best.pt"), run.config.path("best.prev.pt")
-        if path.exists() and checkpoint.run_id(path) != run.id:
-            os.replace(path, kept)
-            print(f"kept the best checkpoint of an earlier run as {kept}")
-        checkpoint.save(path, state)
+        checkpoint.save(run.config.path("best.pt"), state)
     checkpoint.save(run.config.path("last.pt"), state)
+
+
+def prepare_folder(run) -> None:
+    """Makes sure that the run can write its files, and that nothing gets lost. Raises UserError."""
+    check_not_running(run.config.path("metrics.jsonl"))
+    if not run.config.resume:
+        make_room(run.config)
+    check_disk_space(run)
+
+
+def make_room(config: Config) -> None:
+    """Keeps the files of an earlier run of this name, as <run_name>_best.prev.pt and so on.
+
+    Raises UserError if that run is not finished.
+    """
+    last = config.path("last.pt")
+    state = checkpoint.peek(last)
+    if state and not finished(state):
+        step, steps = state["step"], state["config"]["max_steps"]
+        raise UserError(
+            f"{last} is of a run that was stopped at step {step:,} of {steps:,}: continue it with"
+            f" --resume, choose another --run_name, or delete that file",
+            status=2,
+        )
+    if not any(config.path(name).exists() for name in ("best.pt", "last.pt")):
+        return  # nothing worth keeping
+    for path in map(config.path, FILES):
+        if path.exists():
+            os.replace(path, path.with_name(f"{path.stem}.prev{path.suffix}"))
+    print(f"kept the files of an earlier run as {config.path('*.prev.*')}")
+
+
+def finished(state: dict) -> bool:
+    """Whether the run of a checkpoint's values reached its last step or ran out of patience."""
+    config = state["config"]
+    interval, patience = config["eval_interval"], config["patience"]
+    evaluations = state["step"] // interval - state["best_step"] // interval
+    return state["step"] >= config["max_steps"] or bool(patience and evaluations >= patience)
+
+
+def check_disk_space(run) -> None:
+    """Raises UserError if the disk is too full for the checkpoints that the run will write."""
+    size = sum(parameter.nbytes for parameter in run.model.parameters())
+    total = size + (size if run.average else 0)
+    for optimizer in run.optimizers:
+        states = 1 if isinstance(optimizer, Muon) else 2  # as many bytes as the parameters, each
+        groups = optimizer.param_groups
+        total += states * sum(p.nbytes for group in groups for p in group["params"])
+    paths = [run.config.path("best.pt"), run.config.path("last.pt")]
+    there = sum(path.stat().st_size for path in paths if path.exists())
+    needed = 3 * total - there  # best, last, and the one being written
+    folder = paths[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:,.0f} MB of free disk space; the checkpoints of this run need"
+            f" {needed / 1e6:,.0f} MB: make room or choose another --out_dir"
+        )
 
 
 def resume(run, saved: Checkpoint) -> None:
@@ -74,7 +132,13 @@ def init_from(run, saved: SavedModel) -> None:
     source, dataset = run.config.init_from, run.dataset
     model, tokenizer = saved.build(run.model.device)
     if problem := difference(tokenizer, dataset.tokenizer):
-        raise UserError(f"can't fine-tune {source} on data/{dataset.name}: {problem}")
+        original = saved.config.get("dataset")
+        hint = (
+            f"prepare it with --tokenizer_of {original} (and --replace_unknown), or both with bytes"
+        )
+        if tokenizer.kind != "char" or original is None:
+            hint = f"prepare it as <name>_{tokenizer.kind}"
+        raise UserError(f"can't fine-tune {source} on data/{dataset.name}: {problem}; {hint}")
     try:
         run.model.load_state_dict(model.state_dict())
         if run.average:

@@ -1,26 +1,16 @@
 # python train.py configs/wikipedia_byte.py
 #
-# A 10M model (10,720,896 parameters) on enwik8: 90 MB of English Wikipedia with its markup, in the standard split, so
-# that its bits per byte can be laid beside published ones (on the 5 MB of validation text, not the test text).
-# The first run downloads 36 MB. The loss to expect is not measured yet, neither on a GPU nor on a CPU: the source could not
-# be reached from the machine of the measurements.
+# A 10M model (10,720,896 parameters) on enwik8: 90 MB of English Wikipedia with its markup. The
+# split is the standard one, so its bits per byte can be compared with published ones (those on the
+# 5 MB of validation text, not on the test text).
+# The first run downloads 36 MB.
+# Loss and time: not measured yet, on a GPU or a CPU, because the source could not be reached from
+# the machine used for the measurements.
 
 run_name = "wikipedia_byte"
 dataset = "wikipedia_byte"
 
-n_layers = 6
-n_heads = 6
-d_model = 384
-block_size = 512  # articles hang together over longer stretches than verses
-dropout = 0.0     # not even two epochs
-
-batch_size = 32
-learning_rate = 1e-3
-warmup_steps = 200
-max_steps = 10_000
-eval_interval = 500
-eval_tokens = 500_000  # of 5 MB: only at the end all of it
-
+# without a GPU these settings override those below: change them here
 on_cpu = dict(
     n_layers=4, n_heads=4, d_model=128, block_size=128,
     batch_size=16,
@@ -33,3 +23,16 @@ on_cpu = dict(
     eval_tokens=20_000,
     sample_interval=275,
 )
+
+n_layers = 6
+n_heads = 6
+d_model = 384
+block_size = 512  # articles are coherent over longer spans than verse
+dropout = 0.0     # less than two epochs: too few to overfit
+
+batch_size = 32
+learning_rate = 1e-3
+warmup_steps = 200
+max_steps = 10_000
+eval_interval = 500
+eval_tokens = 500_000  # of 5 MB; the final evaluation uses all

@@ -7,18 +7,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common import files
-from common.errors import UserError
+from common.errors import UserError, listed
 from data import Corpus, documents
 
-ABOUT = "12 MB: the standard library of the Python that runs this, no download; indentation, brackets, names"
+ABOUT = (
+    "12 MB: the standard library of the Python that runs this, no download;"
+    " indentation, brackets, names"
+)
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None) -> Corpus:
-    """Each source file is a document. folder: unused, as nothing is downloaded.
+    """Each source file is a document; those that are not UTF-8 are left out.
 
-    inputs: source files and folders to add to the library; pattern: which files of those folders,
-    by default *.py. Raises UserError.
+    folder: unused, as nothing is downloaded. inputs: source files and folders to add to the
+    library; pattern: which files of those folders, by default *.py. Raises UserError.
     """
     library = Path(sysconfig.get_path("stdlib"))
     paths = []
@@ -31,14 +34,22 @@ def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None
             f"this Python has no source files in {library}: use another Python, or only your own"
             " code (python prepare.py code_byte --input DIR --pattern '*.py')"
         )
-    paths = sorted(paths) + files.find(inputs, [pattern or "*.py"])
+    paths.sort()
+    added = files.find(inputs, [pattern or "*.py"])
+    if left_out := [str(path) for path in added if decode(path) is None]:
+        print(f"left out, as they are not UTF-8 text: {listed(left_out)}")
 
     def texts() -> Iterator[str]:
-        for path in paths:
-            try:
-                yield path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:  # a few old modules declare other encodings
-                continue
+        for path in paths + added:
+            if text := decode(path):
+                yield text
 
     source = f"standard library of {platform.python_implementation()} {platform.python_version()}"
     return Corpus(", ".join([source, *inputs]), lambda: documents(texts()))
+
+
+def decode(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:  # a few old modules declare other encodings
+        return None

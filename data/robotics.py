@@ -15,12 +15,14 @@ from common.errors import UserError
 from common.files import write_bytes
 from data import Corpus, documents
 
-ABOUT = "5 to 20 MB: titles and abstracts of robotics papers (--category, --max_results); technical prose in short documents"
+ABOUT = (
+    "5 to 20 MB: titles and abstracts of robotics papers (--category, --max_results);"
+    " technical prose in short documents"
+)
 URL = "https://export.arxiv.org/api/query"
 PAGE = 1000  # papers in one request; arXiv allows 2,000
 MOST = 30_000  # papers that arXiv returns for one query
-# Seconds before each request, as arXiv asks for. It doubles with each retry, or is what arXiv asks for.
-PAUSE = 3.0
+PAUSE = 3.0  # seconds before each request, as arXiv asks; doubles with each retry
 TRIES = 4
 TIMEOUT = (10, 60)  # seconds to connect, and without receiving a byte
 NAMES = {"atom": "http://www.w3.org/2005/Atom", "search": "http://a9.com/-/spec/opensearch/1.1/"}
@@ -78,7 +80,7 @@ def page_url(category: str, start: int) -> str:
 
 
 def crawl(category: str, start: int, path: Path) -> None:
-    """Saves a page. Retries, as arXiv sometimes is busy or sends an empty page. Raises UserError."""
+    """Saves a page; retries if arXiv is busy or sends an empty one. Raises UserError."""
     url = page_url(category, start)
     path.parent.mkdir(parents=True, exist_ok=True)  # also for pages saved by hand
     requested_pause = 0.0  # seconds
@@ -125,7 +127,7 @@ def parse(xml: bytes) -> Page:
         )
         if "/api/errors" in name:
             return Page({}, error=abstract or title)
-        papers[re.sub(r"v\d+$", "", name)] = f"{title}\n\n{abstract}\n"
+        papers[re.sub(r"^https?://|v\d+$", "", name)] = f"{title}\n\n{abstract}\n"
     total = feed.findtext("search:totalResults", "", NAMES)
     return Page(papers, int(total), len(entries)) if total.isdecimal() else Page({})
 

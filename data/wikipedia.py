@@ -1,4 +1,4 @@
-"""enwik8: the first 10^8 bytes of an English Wikipedia dump of 2006, a classic compression benchmark."""
+"""enwik8: the first 10^8 bytes of English Wikipedia in 2006, a classic compression benchmark."""
 
 import codecs
 import zipfile
@@ -10,7 +10,10 @@ from common import download, files
 from common.errors import UserError
 from data import Corpus, documents
 
-ABOUT = "100 MB, or less with --limit BYTES: enwik8, English Wikipedia of 2006; too much for a 10M model to memorize"
+ABOUT = (
+    "100 MB, or less with --limit BYTES: enwik8, English Wikipedia of 2006;"
+    " too much for a 10M model to memorize"
+)
 URL = "http://mattmahoney.net/dc/enwik8.zip"
 SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
 TRAIN_END, VALIDATION_END = 90_000_000, 95_000_000

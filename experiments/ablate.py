@@ -1,12 +1,12 @@
-"""Which choices matter? Every arm of a study at a learning rate of its own, with the same seeds, compared in pairs.
+"""Which choices matter? A study trains several arms with the same seeds and compares them in pairs.
 
-python -m experiments.ablate norms                     or stability, positions, mlp, shape, tokenizer, optimizer
-python -m experiments.ablate norms --redraw            table and figures from the runs that are kept
-python -m experiments.ablate norms --steps 50 --seeds 2 --results /tmp/norms     smaller, elsewhere
+python -m experiments.ablate norms                     or another study; --help lists them
+python -m experiments.ablate norms --redraw            tables and figures from the kept runs
+python -m experiments.ablate norms --steps 50 --seeds 2 --results /tmp/results   small, elsewhere
 
-A study first looks for each arm's best learning rate, with a seed that is used for nothing else, and then trains the arm
-there with every other seed. Broken off, it goes on where it was. It leaves runs.jsonl, table.md and figures in
-experiments/results/<study>/.
+Most studies first search for each arm's best learning rate, with a seed that is used for nothing
+else, and then train the arm at that rate with all the other seeds. An interrupted study resumes
+where it stopped. It leaves runs.jsonl, table.md and a figure in experiments/results/<study>/.
 """
 
 import math
@@ -17,45 +17,45 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from common.arguments import read_file
 from common.cli import Parser, command
-from common.dataset import is_prepared, load_dataset
+from common.dataset import load_dataset
 from common.device import pick_device
-from config import Config
+from config import Config, make_config
 from experiments.runs import (
-    STUDENT,
-    in_own_folder,
+    RESULTS,
+    STUDENT_T,
+    in_run_folder,
     interval,
     markdown,
+    plus_minus,
     read_rows,
     run_all,
     write_rows,
 )
 from model import count_parameters
 from plot import COLORS
-from prepare import prepare
+from prepare import prepare_missing
 
-RESULTS = Path("experiments/results")
-SEARCH_SEED = 0  # of the runs that look for a learning rate
-MOST_RATES = (
-    8  # at which one arm is tried; it takes more than the first ones where the best lies at an edge
-)
-SPREAD = 0.010  # standard deviation of the difference of two runs of one seed, nats: what experiments.recipe found
-FACTORS = {
-    "depth": "n_layers",
-    "width": "d_model",
-    "heads": "n_heads",
-    "batch": "batch_size",
-}  # of settings, by name
-TOLERANCE = (
-    0.5  # nats above the arm's best loss at which a learning rate counts as too high to train
-)
+SEARCH_SEED = 0  # used only to search for learning rates
+MAX_RATES = 8  # learning rates tried per arm; the search widens while the best is at an edge
+PAIR_DEVIATION = 0.010  # nats: standard deviation of paired differences, from the study "recipe"
+TOLERANCE = 0.5  # nats above the arm's best loss; at higher losses a rate counts as too high
 
-# The 10M model of configs/shakespeare_char.py, and for a CPU one of the same depth and a quarter of its width. Not
-# compiled: many short runs of different models would wait for their compilation longer than it saves.
+# The 10M model of configs/shakespeare_char.py, and for a CPU one of the same depth and a quarter of
+# its width. Not compiled: short runs of many models would compile for longer than that saves.
 GPU = Config(
-    dataset="shakespeare_char", run_name="run", dropout=0.2, min_lr=0.0, max_steps=2000, warmup_steps=100,
-    eval_tokens=20_000, sample_interval=0, save_interval=0, compile=False,
-)  # fmt: skip
+    dataset="shakespeare_char",
+    run_name="run",
+    dropout=0.2,
+    min_lr=0.0,
+    max_steps=2000,
+    warmup_steps=100,
+    eval_tokens=20_000,
+    sample_interval=0,
+    save_interval=0,
+    compile=False,
+)
 CPU = replace(
     GPU,
     d_model=96,
@@ -68,149 +68,259 @@ CPU = replace(
 )
 
 
+def shipped() -> Config:
+    """What configs/shakespeare_char.py trains on a CPU, for one epoch (500 steps)."""
+    values, on_cpu = read_file("configs/shakespeare_char.py")
+    run = {"run_name": "run", "max_steps": 500, "sample_interval": 0, "save_interval": 0}
+    return make_config(values | on_cpu | run)
+
+
+# -------------------------------------------------------------------------------------------------
+# the studies
+
+
+@dataclass(frozen=True)
+class Times:
+    """In an arm: the base's value of a setting times a factor."""
+
+    factor: float
+
+
 @dataclass(frozen=True)
 class Study:
-    """Arms by name, each a few settings that differ from the base; the first is what the others are compared with.
-
-    More may stand among an arm's settings, factors of the base's: "depth" of n_layers, "width" of d_model, "heads" of
-    n_heads, "batch" of batch_size, and "length" of max_steps.
-    """
+    """Arms by name: the settings that differ from the base. All are compared with the first arm."""
 
     question: str
     arms: dict[str, dict]
-    seeds: int
-    rates: tuple[float, ...] = (
-        2e-3,
-        4e-3,
-        8e-3,
-    )  # learning rates: where to look first, in equal ratios
-    length: float = 1.0  # factor of the base's max_steps, for all arms
-    every_rate: bool = (
-        False  # all seeds at these learning rates, and no others: then they are what is asked about
-    )
-    equal_operations: bool = False  # an arm whose model is larger gets fewer steps
-    unit: str = "final"  # of a run's result: the loss that is compared
-    timed: bool = False  # whether the time of training is compared as well
+    seeds: int = 5
+    base: str = "small"  # "small": CPU or GPU, above; "shipped": shipped()
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates; none: each arm's own
+    search: bool = True  # search from these rates; False: train at every one with all seeds
+    equal_operations: bool = False  # arms with larger models get fewer steps
+    timed: bool = False  # compare training times as well
 
+    @property
+    def first(self) -> str:
+        return next(iter(self.arms))
+
+    @property
+    def unit(self) -> str:
+        """The loss to compare, by its name in a result; nats of different tokens don't compare."""
+        by_dataset = any("dataset" in settings for settings in self.arms.values())
+        return "bits_per_byte" if by_dataset else "final"
+
+
+def shape(layers: int, width: float) -> dict:
+    """Settings for `layers` layers, `width` times as wide as the base, with heads of its size."""
+    return {"n_layers": layers, "d_model": Times(width), "n_heads": Times(width)}
+
+
+SHORT = {"max_steps": Times(1 / 2)}
+POST = SHORT | {"norm_position": "post"}
+ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3}
 
 STUDIES = {
     "norms": Study(
-        "Does it matter which norm there is, and where?",
-        {f"{kind}, {place}": {"norm_type": kind, "norm_position": place}
-         for kind in ("rmsnorm", "layernorm") for place in ("pre", "post")}
-        | {"none": {"norm_type": "none"}, "none, no QK-norm": {"norm_type": "none", "qk_norm": False}},
-        seeds=5,
+        "Does it matter which norm is used, and where?",
+        {
+            "rmsnorm, pre": {"norm_type": "rmsnorm", "norm_position": "pre"},
+            "rmsnorm, post": {"norm_type": "rmsnorm", "norm_position": "post"},
+            "layernorm, pre": {"norm_type": "layernorm", "norm_position": "pre"},
+            "layernorm, post": {"norm_type": "layernorm", "norm_position": "post"},
+            "none": {"norm_type": "none"},
+            "none, no QK-norm": {"norm_type": "none", "qk_norm": False},
+        },
     ),
     "stability": Study(
-        "At which learning rate does it break, and what keeps it from breaking?",
-        {f"{place}-norm{what}": {"norm_position": place} | settings
-         for place in ("pre", "post")
-         for what, settings in {
-             "": {}, ", no warmup": {"warmup_steps": 0}, ", no clipping": {"grad_clip": 0.0},
-             ", no QK-norm": {"qk_norm": False}, ", no weight decay": {"weight_decay": 0.0}}.items()},
-        seeds=3, rates=(1e-3, 4e-3, 1.6e-2, 6.4e-2, 2.56e-1), length=0.5, every_rate=True,
+        "At which learning rate does training break, and what prevents that?",
+        {
+            "pre-norm": SHORT,
+            "pre-norm, no warmup": SHORT | {"warmup_steps": 0},
+            "pre-norm, no clipping": SHORT | {"grad_clip": 0.0},
+            "pre-norm, no QK-norm": SHORT | {"qk_norm": False},
+            "pre-norm, no weight decay": SHORT | {"weight_decay": 0.0},
+            "post-norm": POST,
+            "post-norm, no warmup": POST | {"warmup_steps": 0},
+            "post-norm, no clipping": POST | {"grad_clip": 0.0},
+            "post-norm, no QK-norm": POST | {"qk_norm": False},
+            "post-norm, no weight decay": POST | {"weight_decay": 0.0},
+        },
+        seeds=3,
+        rates=(1e-3, 4e-3, 1.6e-2, 6.4e-2, 2.56e-1),
+        search=False,
     ),
     "positions": Study(
-        "How should a token know where it stands?",
-        {kind: {"pos_type": kind} for kind in ("rope", "learned", "none")},
-        seeds=5,
+        "How should positions be encoded?",
+        {
+            "rope": {"pos_type": "rope"},
+            "learned": {"pos_type": "learned"},
+            "none": {"pos_type": "none"},
+        },
     ),
     "mlp": Study(
         "Which nonlinearity, at equal parameters?",
-        {kind: {"mlp_type": kind} for kind in ("swiglu", "gelu", "relu2")},
-        seeds=5,
+        {
+            "swiglu": {"mlp_type": "swiglu"},
+            "gelu": {"mlp_type": "gelu"},
+            "relu2": {"mlp_type": "relu2"},
+        },
     ),
     "shape": Study(
         "Deep or wide, at equal operations?",
-        {"6 layers": {}, "1 layer, 7/3 as wide": {"depth": 1 / 6, "width": 7 / 3, "heads": 7 / 3},
-         "3 layers, 4/3 as wide": {"depth": 1 / 2, "width": 4 / 3, "heads": 4 / 3},
-         "14 layers, 2/3 as wide": {"depth": 7 / 3, "width": 2 / 3, "heads": 2 / 3}},
-        seeds=5, equal_operations=True, timed=True,
+        {
+            "6 layers": {},
+            "1 layer, 7/3 as wide": shape(1, 7 / 3),
+            "3 layers, 4/3 as wide": shape(3, 4 / 3),
+            "14 layers, 2/3 as wide": shape(14, 2 / 3),
+        },
+        equal_operations=True,
+        timed=True,
     ),
     "tokenizer": Study(
         "Characters, bytes or BPE, at equal operations?",
-        {"byte": {"dataset": "python_byte"}, "char": {"dataset": "python_char"},
-         "bpe": {"dataset": "python_bpe", "width": 1 / 2, "batch": 1 / 4}},
-        seeds=3, equal_operations=True, unit="bits_per_byte",
+        {
+            "byte": {"dataset": "python_byte"},
+            "char": {"dataset": "python_char"},
+            "bpe": {"dataset": "python_bpe", "d_model": Times(1 / 2), "batch_size": Times(1 / 4)},
+        },
+        seeds=3,
+        equal_operations=True,
     ),
     "optimizer": Study(
         "AdamW or Muon, at equal steps and at equal time?",
-        {"adamw": {}, "muon": {"optimizer": "muon"}, "muon, 0.86 of the steps": {"optimizer": "muon", "length": 0.86}},
-        seeds=5, timed=True,
+        {
+            "adamw": {},
+            "muon": {"optimizer": "muon"},
+            "muon, 0.86 of the steps": {"optimizer": "muon", "max_steps": Times(0.86)},
+        },
+        timed=True,
     ),
-}  # fmt: skip
-UNITS = {"final": "final validation loss [nats per token]", "bits_per_byte": "bits per byte"}
+    "recipe": Study(
+        "Which settings of configs/shakespeare_char.py matter on a CPU?",
+        {
+            "as shipped": {},
+            "learning rate 3e-3": {"learning_rate": 3e-3},
+            "learning rate 1.2e-2": {"learning_rate": 1.2e-2},
+            "cosine to a tenth, not to zero": {"min_lr": 6e-4},
+            "no warmup": {"warmup_steps": 0},
+            "no weight decay": {"weight_decay": 0.0},
+            "weight decay 0.3": {"weight_decay": 0.3},
+            "no clipping": {"grad_clip": 0.0},
+            "dropout 0.1": {"dropout": 0.1},
+            "average of the weights, 0.99": {"ema_decay": 0.99},
+            "random windows": {"batch_order": "random"},
+            "8 sequences a step, twice the steps": {"batch_size": 8, "max_steps": Times(2)},
+            "32 sequences a step, half the steps": {"batch_size": 32, "max_steps": Times(1 / 2)},
+            "32 blocks of 64": {"block_size": 64, "batch_size": 32},
+            "8 blocks of 256": {"block_size": 256, "batch_size": 8},
+            "2 heads of 64": {"n_heads": 2},
+            "no QK-norm": {"qk_norm": False},
+            "LayerNorm": {"norm_type": "layernorm"},
+            "learned positions": {"pos_type": "learned"},
+            "GELU": {"mlp_type": "gelu"},
+            "relu2": {"mlp_type": "relu2"},
+            "untied output head": {"tie_embeddings": False},
+            "AdamW, 4e-3": ADAMW,
+            "AdamW, 2e-3": ADAMW | {"learning_rate": 2e-3},
+            "AdamW, 8e-3": ADAMW | {"learning_rate": 8e-3},
+            "AdamW, 4e-3, beta2 0.99": ADAMW | {"beta2": 0.99},
+            "AdamW, 4e-3, cosine to a tenth": ADAMW | {"min_lr": 4e-4},
+            "AdamW, 4e-3, average of the weights, 0.99": ADAMW | {"ema_decay": 0.99},
+        },
+        seeds=3,
+        base="shipped",
+        rates=(),
+        search=False,
+    ),
+}
+
+# -------------------------------------------------------------------------------------------------
+# running a study
 
 
-def config_of(study: Study, base: Config, arm: str, rate: float, seed: int) -> Config:
-    """The run of an arm; fewer steps shorten its warmup as well."""
-    settings = dict(study.arms[arm])
-    length = settings.pop("length", 1)
-    for factor, name in FACTORS.items():
-        settings[name] = round(settings.pop(factor, 1) * getattr(base, name))
-    config = replace(base, **settings, learning_rate=rate, seed=seed)
-    length *= study.length
-    if study.equal_operations:
-        length *= operations(replace(base, **study.arms[first(study)])) / operations(config)
+def arm_config(study: Study, base: Config, arm: str) -> Config:
+    """The base with an arm's settings. If they change the number of steps, warmup scales too."""
+    settings = {
+        name: round(value.factor * getattr(base, name)) if isinstance(value, Times) else value
+        for name, value in study.arms[arm].items()
+    }
+    length = settings.pop("max_steps", base.max_steps) / base.max_steps
+    config = replace(base, **settings)
+    if study.equal_operations and arm != study.first:
+        operations = operations_per_step(arm_config(study, base, study.first))
+        length *= operations / operations_per_step(config)
     steps = max(1, round(length * base.max_steps))
-    config = replace(config, max_steps=steps, warmup_steps=round(length * config.warmup_steps),
-                     eval_interval=max(1, steps // 4))  # fmt: skip
-    return in_own_folder(config, "out/ablate")
+    warmup = round(length * config.warmup_steps)
+    return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=max(1, steps // 4))
 
 
-def operations(config: Config) -> int:
-    """What a step costs, but for a constant factor."""
+def operations_per_step(config: Config) -> int:
+    """The operations of a training step up to a constant factor."""
     vocab_size = load_dataset(config.dataset).tokenizer.vocab_size
     return count_parameters(replace(config, vocab_size=vocab_size)) * config.tokens_per_step
 
 
-def make(study: Study, base: Config, seeds: int, parallel: int) -> list[dict]:
-    """Every run of a study, with its arm and its learning rate."""
+def run_study(study: Study, base: Config, seeds: int, parallel: int) -> list[dict]:
+    """The result of every run, with its arm and learning rate; trains only what is missing."""
+    arms = {arm: arm_config(study, base, arm) for arm in study.arms}
 
-    def results(points: list[tuple[str, float, int]], later: int = 0) -> dict[tuple, dict]:
-        return run_all({point: config_of(study, base, *point) for point in points}, parallel, later)
+    def run(points: list[tuple[str, float, int]], later: int = 0) -> dict[tuple, dict]:
+        configs = {}
+        for arm, rate, seed in points:
+            config = replace(arms[arm], learning_rate=rate, seed=seed)
+            configs[arm, rate, seed] = in_run_folder(config, "out/ablate")
+        return run_all(configs, parallel, later)
 
-    tried = range(1, seeds + 1) if study.every_rate else [SEARCH_SEED]
-    points = [(arm, rate, seed) for seed in tried for rate in study.rates for arm in study.arms]
-    if not study.every_rate:
-        best, ratio = {}, study.rates[1] / study.rates[0]
-        while len(best) < len(study.arms):
-            found = results(points, later=seeds * len(study.arms))
-            for arm in study.arms:
+    if study.search:
+        points = [(arm, rate, SEARCH_SEED) for rate in study.rates for arm in arms]
+        best = {}
+        while len(best) < len(arms):
+            results = run(points, later=seeds * len(arms))
+            for arm in arms:
                 losses = {
-                    rate: loss(result, study.unit)
-                    for (a, rate, _), result in found.items()
-                    if a == arm
+                    rate: loss(study, result)
+                    for (other, rate, _), result in results.items()
+                    if other == arm
                 }
-                if (rate := next_rate(losses, ratio)) is None:
+                rate = next_rate(losses)
+                if rate is None:
                     best[arm] = min(losses, key=losses.get)
                 else:
                     points.append((arm, rate, SEARCH_SEED))
-        points += [(arm, best[arm], seed) for seed in range(1, seeds + 1) for arm in study.arms]
+        points += [(arm, best[arm], seed) for seed in range(1, seeds + 1) for arm in arms]
+    else:
+        points = [
+            (arm, rate, seed)
+            for arm, config in arms.items()
+            for rate in study.rates or [config.learning_rate]
+            for seed in range(1, seeds + 1)
+        ]
     return [
         {"arm": arm, "learning_rate": rate, **result}
-        for (arm, rate, _), result in results(points).items()
+        for (arm, rate, _), result in run(points).items()
     ]
 
 
-def next_rate(losses: dict[float, float], ratio: float) -> float | None:
-    """The learning rate to try after these: past the edge where the best lies; None once it lies between worse ones."""
-    best, low, high = min(losses, key=losses.get), min(losses), max(losses)
-    if low < best < high or len(losses) >= MOST_RATES:
+def next_rate(losses: dict[float, float]) -> float | None:
+    """The learning rate to try after these, which are in equal ratios, or None if that is enough.
+
+    Goes beyond the edge at which the best rate lies, until the best lies between worse ones.
+    """
+    rates = sorted(losses)
+    ratio = rates[1] / rates[0]
+    best = min(losses, key=losses.get)
+    if rates[0] < best < rates[-1] or len(rates) >= MAX_RATES:
         return None
-    return low / ratio if best == low else high * ratio
+    return rates[0] / ratio if best == rates[0] else rates[-1] * ratio
 
 
-def loss(result: dict, unit: str) -> float:
-    return math.inf if result["diverged"] is not None else result[unit]
+# -------------------------------------------------------------------------------------------------
+# results of a study
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what a study leaves
-
-
-def first(study: Study) -> str:
-    return next(iter(study.arms))
+def loss(study: Study, result: dict) -> float:
+    """The loss that the study compares; infinite if the run diverged."""
+    return math.inf if result["diverged"] is not None else result[study.unit]
 
 
 def rates_of(rows: list[dict], arm: str | None = None) -> list[float]:
@@ -218,17 +328,29 @@ def rates_of(rows: list[dict], arm: str | None = None) -> list[float]:
 
 
 def losses_at(study: Study, rows: list[dict], arm: str, rate: float) -> list[float]:
-    """Of every run of an arm at a learning rate; infinite where it diverged."""
-    return [
-        loss(row, study.unit) for row in rows if (row["arm"], row["learning_rate"]) == (arm, rate)
+    """The loss of every run of an arm at a learning rate."""
+    return [loss(study, row) for row in rows if (row["arm"], row["learning_rate"]) == (arm, rate)]
+
+
+def best_runs(study: Study, rows: list[dict], arm: str) -> list[dict]:
+    """An arm's runs at its best learning rate, except the one of the search."""
+    runs = [row for row in rows if row["arm"] == arm and row["seed"] != SEARCH_SEED]
+    best = min(rates_of(runs), key=lambda rate: sum(losses_at(study, runs, arm, rate)))
+    return [row for row in runs if row["learning_rate"] == best]
+
+
+def difference(study: Study, rows: list[dict], arm: str) -> tuple[float, float] | None:
+    """How much higher an arm's loss is than the first arm's, paired by seed, and half its interval.
+
+    None for the first arm itself, or with fewer than two pairs.
+    """
+    reference = {row["seed"]: loss(study, row) for row in best_runs(study, rows, study.first)}
+    pairs = [
+        loss(study, row) - reference.get(row["seed"], math.inf)
+        for row in best_runs(study, rows, arm)
     ]
-
-
-def chosen(study: Study, rows: list[dict], arm: str) -> list[dict]:
-    """An arm's runs at its best learning rate, without the one that looked for it."""
-    rows = [row for row in rows if row["arm"] == arm and row["seed"] != SEARCH_SEED]
-    best = min(rates_of(rows), key=lambda rate: sum(losses_at(study, rows, arm, rate)))
-    return [row for row in rows if row["learning_rate"] == best]
+    pairs = [pair for pair in pairs if math.isfinite(pair)]
+    return interval(pairs) if arm != study.first and len(pairs) > 1 else None
 
 
 def training_time(runs: list[dict]) -> float:
@@ -236,110 +358,108 @@ def training_time(runs: list[dict]) -> float:
     return statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)
 
 
-def difference(study: Study, rows: list[dict], arm: str) -> tuple[float, float] | None:
-    """How much higher an arm's loss is than the first one's, in pairs of one seed, and half of its 95% interval."""
-    own, reference = (
-        {row["seed"]: loss(row, study.unit) for row in chosen(study, rows, a)}
-        for a in (arm, first(study))
-    )
-    pairs = [
-        own[seed] - reference[seed]
-        for seed in own
-        if math.isfinite(own[seed]) and math.isfinite(reference[seed])
-    ]
-    return interval(pairs) if len(pairs) > 1 else None
-
-
-def compared(study: Study, rows: list[dict]) -> str:
-    """Markdown: each arm at its best learning rate, beside the first one."""
+def comparison_table(study: Study, rows: list[dict]) -> str:
+    """Each arm at its best learning rate, compared with the first arm."""
     what = "bits per byte" if study.unit == "bits_per_byte" else "loss"
-    columns = [
-        "arm",
-        "learning rate",
-        "n",
-        "diverged",
-        f"final {what}",
-        f"best {what}",
-        "difference",
-        "95% interval",
-    ]
-    lines = [columns + ["training [s]"] * study.timed]
+    lines = []
     for arm in study.arms:
-        runs = chosen(study, rows, arm)
-        fine = [row for row in runs if row["diverged"] is None]
-        cells = [
-            arm,
-            f"{runs[0]['learning_rate']:g}",
-            f"{len(runs)}",
-            f"{len(runs) - len(fine)}",
-            *[""] * 4,
-        ]
-        if len(fine) > 1:
-            final = [row[study.unit] for row in fine]
-            best = [row["best"] * row[study.unit] / row["final"] for row in fine]
-            cells[4:6] = (
-                f"{statistics.mean(final):.4f} ± {statistics.stdev(final):.4f}",
-                f"{statistics.mean(best):.4f}",
-            )
-        if arm != first(study) and (found := difference(study, rows, arm)):
-            mean, half = found
-            cells[6:] = f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}"
+        runs = best_runs(study, rows, arm)
+        kept = [row for row in runs if row["diverged"] is None]
+        line = {
+            "arm": arm,
+            "learning rate": f"{runs[0]['learning_rate']:g}",
+            "n": f"{len(runs)}",
+            "diverged": f"{len(runs) - len(kept)}",
+            f"final {what}": "",
+            f"best {what}": "",
+            "difference": "",
+            "95% interval": "",
+        }
+        if len(kept) > 1:
+            final = [row[study.unit] for row in kept]
+            best = statistics.mean(row["best"] * row[study.unit] / row["final"] for row in kept)
+            line[f"final {what}"] = f"{statistics.mean(final):.4f} ± {statistics.stdev(final):.4f}"
+            line[f"best {what}"] = f"{best:.4f}"
+        if pair := difference(study, rows, arm):
+            mean, half = pair
+            line["difference"] = f"{mean:+.4f}"
+            line["95% interval"] = f"{mean - half:+.4f} to {mean + half:+.4f}"
         if study.timed:
-            cells.append(f"{training_time(runs):.1f}")
-        lines.append(cells)
+            line["training [s]"] = f"{training_time(runs):.1f}"
+        lines.append(line)
     return markdown(lines)
 
 
-def by_rate(study: Study, rows: list[dict]) -> str:
-    """Markdown: each arm at each learning rate, how many of its runs diverged there, and the highest at which it trains."""
-    rates = rates_of(rows)
-    lines = [["arm", *(f"{rate:g}" for rate in rates), "trains up to"]]
+def rate_table(study: Study, rows: list[dict]) -> str:
+    """Each arm's mean loss at each learning rate, and the highest rate at which it trains."""
+    lines = []
     for arm in study.arms:
-        cells, means = [arm], {}
-        for rate in rates:
+        line, means = {"arm": arm} | {f"{rate:g}": "" for rate in rates_of(rows)}, {}
+        for rate in rates_of(rows, arm):
             losses = losses_at(study, rows, arm, rate)
-            fine = list(filter(math.isfinite, losses))
-            if losses:
-                means[rate] = statistics.mean(losses)
-            lost = (
-                f"{len(losses) - len(fine)} of {len(losses)} diverged"
-                if len(fine) < len(losses)
-                else ""
-            )
-            cells.append(
-                ", ".join(filter(None, (f"{statistics.mean(fine):.3f}" if fine else "", lost)))
-            )
-        trains = max(
-            rate for rate, mean in means.items() if mean <= min(means.values()) + TOLERANCE
-        )
-        lines.append([*cells, f"{trains:g}"])
+            finite = [value for value in losses if math.isfinite(value)]
+            means[rate] = statistics.mean(losses)
+            parts = [f"{statistics.mean(finite):.3f}"] if finite else []
+            if len(finite) < len(losses):
+                parts.append(f"{len(losses) - len(finite)} of {len(losses)} diverged")
+            line[f"{rate:g}"] = ", ".join(parts)
+        limit = min(means.values()) + TOLERANCE
+        line["trains up to"] = f"{max(rate for rate in means if means[rate] <= limit):g}"
+        lines.append(line)
     return markdown(lines)
 
 
-def table(study: Study, rows: list[dict]) -> str:
-    timed = " Training took the median time of runs side by side." * study.timed
+def change_table(study: Study, rows: list[dict]) -> str:
+    """Of a study that compares no learning rates: each arm's loss and difference from the first."""
+    lines = []
+    for arm in study.arms:
+        losses = [loss(study, row) for row in best_runs(study, rows, arm)]
+        diverged = losses.count(math.inf)
+        pair = difference(study, rows, arm)
+        mean = f"diverged in {diverged} of {len(losses)} runs"
+        lines.append(
+            {
+                "change": arm,
+                "validation loss": mean if diverged else f"{statistics.mean(losses):.3f}",
+                "difference": plus_minus(*pair) if pair and not diverged else "",
+            }
+        )
+    return markdown(lines)
+
+
+def tables(study: Study, rows: list[dict]) -> str:
+    """All of table.md."""
+    if not study.rates:
+        return change_table(study, rows)
+    timed = " Training time is the median of runs that shared the machine." if study.timed else ""
     return (
-        f"Each arm at its best learning rate: mean and standard deviation over n seeds, and the difference from "
-        f"{first(study)} in pairs of one seed, with its 95% interval.{timed}\n\n{compared(study, rows)}\n\n"
-        f"At each learning rate, the mean over the seeds that were tried there, and the highest rate with a mean within "
-        f"{TOLERANCE} of the arm's best, up to which it trains:\n\n{by_rate(study, rows)}"
+        f"Each arm at its best learning rate: mean and standard deviation over n seeds, and the"
+        f" difference from {study.first}, paired by seed, with its 95% interval.{timed}\n\n"
+        f"{comparison_table(study, rows)}\n\n"
+        f"The mean loss at each learning rate over the seeds tried there, and the highest rate"
+        f" at which the arm trains: its mean is at most {TOLERANCE} above the arm's best.\n\n"
+        f"{rate_table(study, rows)}"
     )
+
+
+# -------------------------------------------------------------------------------------------------
+# figures
+
+UNITS = {"final": "final validation loss [nats per token]", "bits_per_byte": "bits per byte"}
 
 
 def arms_figure(study: Study, rows: list[dict]) -> Figure:
     """Each seed of each arm at its best learning rate as a dot, and the mean as a line."""
     figure = Figure(figsize=(8, 1 + 0.45 * len(study.arms)), layout="constrained")
     axis = figure.subplots()
-    for place, arm in enumerate(study.arms):
-        losses = [
-            loss(row, study.unit) for row in chosen(study, rows, arm) if row["diverged"] is None
-        ]
-        color = COLORS[place % len(COLORS)]
-        axis.plot(losses, [place] * len(losses), "o", color=color, alpha=0.6)
+    for height, arm in enumerate(study.arms):
+        losses = [loss(study, row) for row in best_runs(study, rows, arm)]
+        losses = [value for value in losses if math.isfinite(value)]
+        color = COLORS[height % len(COLORS)]
+        axis.plot(losses, [height] * len(losses), "o", color=color, alpha=0.6)
         if losses:
-            axis.plot(
-                [statistics.mean(losses)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2
-            )
+            mean = statistics.mean(losses)
+            axis.plot([mean, mean], [height - 0.3, height + 0.3], color=color, linewidth=2)
     axis.set_yticks(range(len(study.arms)), list(study.arms))
     axis.invert_yaxis()
     axis.set_xlabel(UNITS[study.unit])
@@ -348,57 +468,63 @@ def arms_figure(study: Study, rows: list[dict]) -> Figure:
 
 
 def rates_figure(study: Study, rows: list[dict]) -> Figure:
-    """Final loss against learning rate: every run, and the mean of each arm as a line; runs that diverged at the top."""
-    groups = (
-        list(dict.fromkeys(arm.split(", ")[0] for arm in study.arms)) if study.every_rate else [""]
-    )
+    """Final loss against learning rate: every run as a dot, and the mean of each arm as a line.
+
+    Arms whose names begin alike, up to the first comma, share a panel. Runs that diverged are at
+    the top.
+    """
+    groups = list(dict.fromkeys(arm.split(", ")[0] for arm in study.arms))
     figure = Figure(figsize=(8, 5), layout="constrained")
-    fine = [loss(row, study.unit) for row in rows if row["diverged"] is None]
-    top = min(max(fine), 2 * min(fine)) + 0.05 * min(fine)
-    for group, axis in zip(groups, figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]):
-        for arm, color in zip([arm for arm in study.arms if arm.startswith(group)], COLORS):
-            rates = rates_of(rows, arm)
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    finite = [loss(study, row) for row in rows if row["diverged"] is None]
+    top = min(max(finite), 2 * min(finite)) + 0.05 * min(finite)
+    rates = rates_of(rows)
+    for group, axis in zip(groups, panels):
+        arms = [arm for arm in study.arms if arm.split(", ")[0] == group]
+        for arm, color in zip(arms, COLORS):
+            means = []
             for rate in rates:
                 losses = [min(value, top) for value in losses_at(study, rows, arm, rate)]
+                means.append(statistics.mean(losses))
                 axis.plot([rate] * len(losses), losses, "o", color=color, alpha=0.4, markersize=4)
-            means = [
-                statistics.mean(min(value, top) for value in losses_at(study, rows, arm, rate))
-                for rate in rates
-            ]
-            label = arm.removeprefix(group).removeprefix(", ") or "all as in the base"
+            label = arm.removeprefix(group).removeprefix(", ") or "unchanged"
             axis.plot(rates, means, color=color, label=label)
         lost = [
             row["learning_rate"]
             for row in rows
-            if row["arm"].startswith(group) and row["diverged"] is not None
+            if row["arm"] in arms and row["diverged"] is not None
         ]
         if lost:
             axis.plot(lost, [top] * len(lost), "x", color="black", markersize=9, label="diverged")
         axis.set_xscale("log")
-        axis.set_xticks(rates_of(rows), [f"{rate:g}" for rate in rates_of(rows)])
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axis.minorticks_off()
         axis.set_xlabel("learning rate")
         axis.set_title(group)
         axis.grid(alpha=0.3)
-    figure.axes[0].set_ylabel(UNITS[study.unit])
-    entries = {
-        label: handle
-        for axis in figure.axes
-        for handle, label in zip(*axis.get_legend_handles_labels())
-    }
-    figure.legend(
-        entries.values(), entries, loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+    panels[0].set_ylabel(UNITS[study.unit])
+    entries = {}
+    for axis in panels:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            entries[label] = handle
+    place = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 9}
+    figure.legend(entries.values(), entries, **place)
     return figure
 
 
-def redraw(study: Study, folder: Path) -> None:
-    """Table and figures from the runs that are kept."""
+def redraw(name: str, results: Path) -> None:
+    """Writes a study's table and its figure from runs.jsonl."""
+    study, folder = STUDIES[name], results / name
     rows = read_rows(folder / "runs.jsonl")
-    (folder / "table.md").write_text(table(study, rows) + "\n", encoding="utf-8")
-    rates_figure(study, rows).savefig(folder / "learning_rates.png", dpi=110)
-    if not study.every_rate:
+    (folder / "table.md").write_text(tables(study, rows) + "\n", encoding="utf-8")
+    if study.search:
         arms_figure(study, rows).savefig(folder / "arms.png", dpi=110)
+    elif study.rates:
+        rates_figure(study, rows).savefig(folder / "learning_rates.png", dpi=110)
+
+
+# -------------------------------------------------------------------------------------------------
+# the command
 
 
 @command
@@ -409,16 +535,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--seeds", **counts, choices=range(2, 11), help="runs of each arm at its best rate, 2 to 10"
     )
-    parser.add_argument("--steps", **counts, help="steps of a run")
+    parser.add_argument("--steps", **counts, help="steps of the study's base")
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, mps; on a GPU the models have 10M parameters"
+        "--device",
+        default="auto",
+        help="cpu, cuda, mps; on a GPU most studies train 10M parameters",
     )
-    parser.add_argument("--parallel", **counts, help="runs at a time (on a CPU: one for each core)")
+    parser.add_argument(
+        "--parallel", **counts, help="runs at a time (default: one for each core of a CPU)"
+    )
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
     )
     parser.add_argument(
-        "--redraw", action="store_true", help="train nothing: table and figures from runs.jsonl"
+        "--redraw", action="store_true", help="only tables and figures, from runs.jsonl"
     )
     args = parser.parse_args(argv)
     if any(value is not None and value < 1 for value in (args.steps, args.parallel)):
@@ -426,24 +556,20 @@ def main(argv: list[str]) -> None:
     study, folder = STUDIES[args.study], args.results / args.study
     if not args.redraw:
         device, _ = pick_device(args.device)
-        base = replace(CPU if device.type == "cpu" else GPU, device=str(device))
+        small = CPU if device.type == "cpu" else GPU
+        base = replace(small if study.base == "small" else shipped(), device=str(device))
         if args.steps:
             warmup = base.warmup_steps * args.steps // base.max_steps
-            study, base = (
-                replace(study, length=1.0),
-                replace(base, max_steps=args.steps, warmup_steps=warmup),
-            )
-        for dataset in {arm.get("dataset", base.dataset) for arm in study.arms.values()}:
-            if not is_prepared(dataset):
-                prepare(dataset)
+            base = replace(base, max_steps=args.steps, warmup_steps=warmup)
+        for settings in study.arms.values():
+            prepare_missing(settings.get("dataset", base.dataset))
         seeds = args.seeds or study.seeds
-        seen = STUDENT[seeds] * SPREAD / math.sqrt(seeds)
-        print(
-            f"{study.question} With {seeds} seeds a difference of about {seen:.3f} nats a token can be told from chance."
-        )
+        smallest = STUDENT_T[seeds - 2] * PAIR_DEVIATION / math.sqrt(seeds)
+        print(study.question)
+        print(f"With {seeds} seeds, differences above about {smallest:.3f} nats are significant.")
         parallel = args.parallel or (os.cpu_count() if device.type == "cpu" else 1)
-        write_rows(folder / "runs.jsonl", make(study, base, seeds, parallel))
-    redraw(study, folder)
+        write_rows(folder / "runs.jsonl", run_study(study, base, seeds, parallel))
+    redraw(args.study, args.results)
     print((folder / "table.md").read_text(encoding="utf-8"), end="")
 
 

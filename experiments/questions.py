@@ -1,61 +1,61 @@
-"""What happens inside, and what goes wrong without it: evidence for REPORT.md from trained checkpoints and short runs.
+"""Measurements inside a trained model and on short runs, as evidence for REPORT.md.
 
-python -m experiments.questions out/capstone_best.pt out/python_byte_best.pt     seven minutes on 2 cores
+python -m experiments.questions out/capstone_best.pt out/python_byte_best.pt     7 minutes, 2 cores
 
-It looks into the first checkpoint, keeps config, metrics and samples of all of them in experiments/results/trained/, trains
-small models with one part changed, and leaves what it measured in experiments/results/questions/measured.json.
+Measures the first checkpoint, and keeps config, metrics and samples of all of them in
+experiments/results/trained/. Then trains small models with one part changed. The measurements go
+to experiments/results/questions/measured.json.
 """
 
 import json
 import math
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import model as model_module
 from common import checkpoint
-from common.arguments import saved_settings
+from common.checkpoint import Checkpoint
 from common.cli import Parser, command
-from common.dataset import is_prepared, load_dataset
+from common.dataset import is_prepared, load_dataset, windows
 from common.device import pick_dtype
 from common.errors import UserError
 from common.metrics import read_metrics
-from config import Config, make_config
+from config import Config
 from evaluate import mean_loss
 from experiments.ablate import CPU, STUDIES
-from experiments.bench import machine
-from model import GPT, count_parameters
-from prepare import prepare
-from train import Batches, Run, optimizer_step
+from experiments.runs import RESULTS, machine, markdown
+from model import GPT, count_parameters, next_token_loss
+from plot import COLORS, draw, load_runs
+from prepare import prepare_missing
+from train import Run
 
-RESULTS = Path("experiments/results")
 DEVICE = torch.device("cpu")
-BASE = replace(
-    CPU, max_steps=300, warmup_steps=25, learning_rate=4e-3, device="cpu"
-)  # of the short runs
-TOO_HIGH = (
-    1.6e-2  # a learning rate at which post-norm does not learn, as the study "stability" found
-)
+BASE = replace(CPU, max_steps=300, warmup_steps=25, learning_rate=4e-3, device="cpu")  # short runs
+TOO_HIGH = 1.6e-2  # learning rate at which post-norm doesn't learn, from the study "stability"
 SEEDS = (1, 2, 3)
-WATCHED = (0, 10, 20, 40, 80, 150)  # steps at which gradients are measured
-WINDOWS = 512  # of the validation split, for losses position by position
-FEW = 64  # of them, for all else inside the model
+GRADIENT_STEPS = (0, 10, 20, 40, 80, 150)  # steps at which gradients are measured
+WINDOWS = 512  # windows of the validation split, for the loss at each position
+FEW_WINDOWS = 64  # windows for all other measurements inside a model
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # tools
 
 
 def attend(q, k, v, factor: float = 1.0, causal: bool = True, keep: Callable | None = None):
-    """model.attend with scores that are `factor` times as large, or without the mask; keep gets the weights (B, H, T, T)."""
+    """model.attend with scores `factor` times as large, or without the mask.
+
+    q, k, v: (B, H, T, D). keep, if given, is called with the attention weights (B, H, T, T).
+    """
     scores = factor / math.sqrt(q.size(-1)) * (q @ k.mT).float()
     if causal:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
@@ -67,7 +67,10 @@ def attend(q, k, v, factor: float = 1.0, causal: bool = True, keep: Callable | N
 
 @contextmanager
 def attending(**changes):
-    """Models attend with these arguments of `attend`."""
+    """Replaces model.attend, for all models, by `attend` with these arguments.
+
+    Swapping a global of another module is a hack; here it keeps the model free of experiments.
+    """
     before, model_module.attend = model_module.attend, partial(attend, **changes)
     try:
         yield
@@ -75,102 +78,114 @@ def attending(**changes):
         model_module.attend = before
 
 
-def trained(
-    config: Config,
-    steps: int | None = None,
-    watch: Callable[[int, GPT], None] = lambda step, model: None,
-) -> GPT:
-    """A model after so many steps of a run, or after all; watch(step, model) is called before each."""
+def training(config: Config) -> Iterator[GPT]:
+    """Trains on the CPU. Yields the model before each step and after the last one."""
     dataset = load_dataset(config.dataset)
     config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
-    run = Run(config, dataset, DEVICE, pick_dtype(config.dtype, DEVICE)[0])
-    batches = Batches(dataset.train, config)
-    for step in range(steps or config.max_steps):
-        watch(step, run.model)
-        optimizer_step(
-            run.model, run.optimizers, run.scaler, batches(step), step, run.dtype, config
-        )
-    return run.model.eval()
+    dtype, _ = pick_dtype(config.dtype, DEVICE)
+    run = Run(config, dataset, DEVICE, dtype)
+    for step in range(config.max_steps):
+        yield run.model
+        run.update(step)
+    yield run.model
 
 
-def windows(tokens: np.ndarray, length: int, count: int) -> torch.Tensor:
-    """Evenly spaced ones, (count, length + 1)."""
+def trained(config: Config) -> GPT:
+    """The model at the end of a run, ready for evaluation."""
+    *_, model = training(config)
+    return model.eval()
+
+
+def spaced_windows(tokens: np.ndarray, length: int, count: int) -> torch.Tensor:
+    """`count` windows at equal distances, (count, length + 1)."""
     starts = np.linspace(0, len(tokens) - length - 1, count).astype(int)
-    return torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64))
+    return windows(tokens, starts, length + 1)
 
 
-def token_losses(logits, ids):
-    """Nats of each token but the first of ids (B, T + 1), by logits (B, T, V): (B, T)."""
-    return F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+def loss_on(model: GPT, ids: torch.Tensor) -> torch.Tensor:
+    """Mean loss on windows ids (B, T + 1)."""
+    return next_token_loss(model(ids[:, :-1]), ids)
 
 
 def rms(x) -> float:
     return x.float().square().mean().sqrt().item()
 
 
-def short_loss(model: GPT) -> float:
+def validation_loss(model: GPT) -> float:
+    """The loss of a short run's model."""
     return mean_loss(model, load_dataset(BASE.dataset).val, torch.float32, BASE.eval_tokens)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what is measured on a trained checkpoint
+# -------------------------------------------------------------------------------------------------
+# measurements inside a trained model
 
 
 @torch.no_grad()
 def look_into(model: GPT, tokens: np.ndarray) -> dict:
-    """The checkpoint's losses by position, its heads, its residual stream, and what it loses without the scale."""
-    parts = windows(tokens, model.config.block_size, WINDOWS).split(FEW)
-    positions = torch.cat([token_losses(model(part[:, :-1]), part) for part in parts]).mean(0)
-    ids, heads = windows(tokens, model.config.block_size, FEW), []
+    """All measurements inside a model, on a validation split `tokens`."""
+    T = model.config.block_size
+    sums = torch.zeros(T)
+    for part in spaced_windows(tokens, T, WINDOWS).split(FEW_WINDOWS):
+        losses = next_token_loss(model(part[:, :-1]), part, reduction="none")
+        sums += losses.view(-1, T).sum(0)
+    ids, heads = spaced_windows(tokens, T, FEW_WINDOWS), []
     with attending(keep=lambda weights: heads.append(weights.mean(0))):
-        loss = token_losses(model(ids[:, :-1]), ids).mean().item()
-    result = {
-        "loss": loss,
-        "positions": positions.tolist(),
-        "heads": by_distance(torch.stack(heads)),
-    }
+        loss = loss_on(model, ids).item()
     with attending(factor=math.sqrt(model.config.head_dim)):
-        result["loss_unscaled"] = token_losses(model(ids[:, :-1]), ids).mean().item()
-    return result | {"stream": read_stream(model, ids), "mask": change_a_token(model, ids)}
+        unscaled = loss_on(model, ids).item()
+    return {
+        "loss": loss,
+        "positions": (sums / WINDOWS).tolist(),
+        "heads": by_distance(torch.stack(heads)),
+        "loss_unscaled": unscaled,
+        "stream": read_stream(model, ids),
+        "mask": change_token(model, ids),
+    }
 
 
 def by_distance(heads) -> list:
-    """Mean weights (layers, H, T, T) as (layers, H, T / 2): of each distance back, over the positions of the second half,
-    all of which have so many before them."""
+    """Mean weights (layers, H, T, T) -> mean weight at each distance back (layers, H, T / 2).
+
+    Averages over the second half of the positions, which all have T / 2 tokens before them.
+    """
     T = heads.size(-1)
-    found = [
+    means = [
         heads.diagonal(-distance, dim1=2, dim2=3)[..., T // 2 - distance :].mean(-1)
         for distance in range(T // 2)
     ]
-    return torch.stack(found, dim=-1).tolist()
+    return torch.stack(means, dim=-1).tolist()
 
 
 def read_stream(model: GPT, ids) -> list[dict]:
-    """After the embedding and after each block: how large the stream is, what the sublayers added, and the loss if the
-    head read it there."""
+    """The residual stream after the embedding and after each block.
+
+    Its size, what attention and MLP added, and the loss if the head read the stream there.
+    """
     rows, added = [], {}
 
-    def watch(name: str):
-        return lambda module, inputs, output: added.update({name: rms(output)})
+    def keep_size(name: str, module, inputs, output):
+        added[name] = rms(output)
 
-    def read(module, inputs, output=None):
-        x = inputs[0] if output is None else output
-        loss = token_losses(model.head(model.final_norm(x)), ids).mean().item()
+    def read(x):
+        loss = next_token_loss(model.head(model.final_norm(x)), ids).item()
         rows.append({"size": rms(x), "loss": loss, **added})
         added.clear()
 
-    hooks = [model.blocks[0].register_forward_pre_hook(read)]
+    hooks = [model.blocks[0].register_forward_pre_hook(lambda block, inputs: read(inputs[0]))]
     for block in model.blocks:
-        hooks += [block.attn.register_forward_hook(watch("attention")), block.mlp.register_forward_hook(watch("mlp")),
-                  block.register_forward_hook(read)]  # fmt: skip
+        hooks += [
+            block.attn.register_forward_hook(partial(keep_size, "attention")),
+            block.mlp.register_forward_hook(partial(keep_size, "mlp")),
+            block.register_forward_hook(lambda block, inputs, output: read(output)),
+        ]
     model(ids[:, :-1])
     for hook in hooks:
         hook.remove()
     return rows
 
 
-def change_a_token(model: GPT, ids) -> dict:
-    """How far logits before and after a token in the middle move when it becomes another one."""
+def change_token(model: GPT, ids) -> dict:
+    """How far logits before and from a middle token on move when that token changes."""
     changed, middle = ids[:, :-1].clone(), model.config.block_size // 2
     changed[:, middle] = (changed[:, middle] + 1) % model.config.vocab_size
     moved = (model(changed) - model(ids[:, :-1])).abs()
@@ -178,8 +193,11 @@ def change_a_token(model: GPT, ids) -> dict:
 
 
 def scores_by_width() -> list[dict]:
-    """Scores of random queries and keys whose channels have variance 1: their deviation, and the largest softmax weight
-    among 128 keys, with and without the division by sqrt(D)."""
+    """Attention scores of random queries and keys whose channels have variance 1.
+
+    Their standard deviation, and the largest softmax weight of 128 keys with and without the
+    division by sqrt(D).
+    """
     generator, rows = torch.Generator().manual_seed(0), []
     for D in (16, 64, 256, 1024):
         q, k = (torch.randn(1000, count, D, generator=generator) for count in (1, 128))
@@ -191,115 +209,233 @@ def scores_by_width() -> list[dict]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what is measured on short runs
+# -------------------------------------------------------------------------------------------------
+# measurements on short runs
 
 
 def gradients(seed: int) -> dict[str, list]:
-    """Gradient norms of each block's matrices before some steps of a learning rate that is too high, by norm position."""
-    ids = windows(load_dataset(BASE.dataset).train, BASE.block_size, 16)
-    found = {}
-    for place in ("pre", "post"):
-        rows = found[place] = []
-
-        def watch(step: int, model: GPT, rows=rows):
-            if step in WATCHED:
-                loss = token_losses(model(ids[:, :-1]), ids).mean()
+    """Gradient norms of each block at some steps, pre- and post-norm, at a too high rate."""
+    ids = spaced_windows(load_dataset(BASE.dataset).train, BASE.block_size, 16)
+    rows = {"pre": [], "post": []}
+    for position in rows:
+        config = replace(BASE, norm_position=position, learning_rate=TOO_HIGH, seed=seed)
+        for step, model in enumerate(islice(training(config), GRADIENT_STEPS[-1] + 1)):
+            if step in GRADIENT_STEPS:
+                loss = loss_on(model, ids)
                 loss.backward()
                 norms = [
                     math.hypot(*(p.grad.norm().item() for p in block.parameters()))
                     for block in model.blocks
                 ]
-                rows.append({"step": step, "loss": loss.item(), "norms": norms})
+                rows[position].append({"step": step, "loss": loss.item(), "norms": norms})
                 model.zero_grad(set_to_none=True)
-
-        trained(
-            replace(BASE, norm_position=place, learning_rate=TOO_HIGH, seed=seed),
-            WATCHED[-1] + 1,
-            watch,
-        )
-    return found
+    return rows
 
 
 def scaling_of_scores(seed: int) -> dict[str, float]:
-    """Losses of runs whose scores are divided by sqrt(D), and of runs without, none with QK-norm."""
+    """Losses of runs with and without the division of scores by sqrt(D), both without QK-norm."""
     config = replace(BASE, qk_norm=False, seed=seed)
-    scaled = short_loss(trained(config))
+    scaled = validation_loss(trained(config))
     with attending(factor=math.sqrt(BASE.head_dim)):
-        return {"scaled": scaled, "plain": short_loss(trained(config))}
+        return {"scaled": scaled, "plain": validation_loss(trained(config))}
 
 
 def without_mask(seed: int) -> dict[str, float]:
-    """The loss of a model that was trained to see what comes, while it sees it, and once it does not."""
+    """The loss of a model trained without the mask: without it, and with it."""
     with attending(causal=False):
         model = trained(replace(BASE, seed=seed))
-        seen = short_loss(model)
-    return {"seen": seen, "hidden": short_loss(model)}
+        seen = validation_loss(model)
+    return {"seen": seen, "hidden": validation_loss(model)}
 
 
 def norm_times(rounds: int = 5, steps: int = 30) -> dict[str, list[float]]:
-    """Milliseconds of a step with each norm, in turn; the first of the steps do not count."""
+    """Milliseconds per step with each norm, alternating; the first five steps don't count."""
     times = {"rmsnorm": [], "layernorm": []}
     for _ in range(rounds):
-        for norm, found in times.items():
-            ticks = []
-            trained(
-                replace(BASE, norm_type=norm),
-                steps,
-                lambda step, model, ticks=ticks: ticks.append(time.perf_counter()),
-            )
-            found.append(1000 * statistics.median(np.diff(ticks[5:])))
+        for norm, medians in times.items():
+            config = replace(BASE, norm_type=norm, max_steps=steps, warmup_steps=0)
+            ticks = [time.perf_counter() for _ in training(config)]
+            medians.append(1000 * float(np.median(np.diff(ticks[5:]))))
     return times
 
 
 def weight_decay(seed: int) -> dict[str, float]:
-    """Root mean square of the matrices' elements after runs with weight decay and without."""
-    models = {
-        name: trained(replace(BASE, weight_decay=value, seed=seed))
-        for name, value in (("with", 0.1), ("without", 0.0))
-    }
+    """Root mean square of the matrices' elements after runs with and without weight decay."""
+    sizes = {}
+    for name, decay in (("with", 0.1), ("without", 0.0)):
+        model = trained(replace(BASE, weight_decay=decay, seed=seed))
+        matrices = model.parameter_groups()["matrices"]
+        sizes[name] = rms(torch.cat([matrix.flatten() for matrix in matrices]))
+    return sizes
+
+
+# -------------------------------------------------------------------------------------------------
+# tables and figures
+
+
+def report_tables(measured: dict) -> dict[str, str]:
+    """The tables of REPORT.md, by name."""
+    inside = measured["checkpoint"]
+    scores = [
+        {
+            "channels per head": f"{row['head_dim']}",
+            "deviation of the scores": f"{row['deviation']:.1f}",
+            "largest weight of 128 keys": f"{row['plain']:.2f}",
+            "the same, scores / √D": f"{row['scaled']:.2f}",
+        }
+        for row in measured["scores"]
+    ]
+    stream = [
+        {
+            "read after": f"block {layer}" if layer else "the embedding",
+            "size (RMS)": f"{row['size']:.2f}",
+            "added by attention": f"{row['attention']:.2f}" if layer else "",
+            "added by the MLP": f"{row['mlp']:.2f}" if layer else "",
+            "loss of the head there": f"{row['loss']:.3f}",
+        }
+        for layer, row in enumerate(inside["stream"])
+    ]
+    tokens = [
+        {
+            "tokenizer": row["tokenizer"],
+            "vocabulary": f"{row['vocabulary']:,}",
+            "bytes per token": f"{row['bytes'] / row['tokens']:.2f}",
+        }
+        for row in measured["tokenizers"]
+    ]
     return {
-        name: rms(torch.cat([p.flatten() for p in model.parameter_groups()["matrices"]]))
-        for name, model in models.items()
+        "scores table": markdown(scores),
+        "stream table": markdown(stream),
+        "context table": context_table(inside["positions"]),
+        "gradients table": gradients_table(measured["gradients"]),
+        "tokens table": markdown(tokens),
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what is kept
+def context_table(losses: list[float]) -> str:
+    """The mean loss by the number of tokens in the context, in groups of 1, 2, 4, 8, ..."""
+    row, low = {"tokens of context": "loss"}, 1
+    while 2 * low - 1 <= len(losses):
+        high = 2 * low - 1
+        name = f"{low} to {high}" if low > 1 else "1"
+        row[name] = f"{np.mean(losses[low - 1 : high]):.2f}"
+        low *= 2
+    return markdown([row])
 
 
-def describe(path: str, folder: Path) -> dict:
-    """What the run of a checkpoint was, and how well it went; keeps its metrics in the folder. Raises UserError."""
-    state = checkpoint.load(path)
-    model, _ = checkpoint.build(state, DEVICE)
-    config, dataset = make_config(saved_settings(state)), load_dataset(state["config"]["dataset"])
-    if dataset.fingerprint != state["dataset_fingerprint"]:
+def gradients_table(seeds: list[dict]) -> str:
+    """Loss and gradient norms of the first and the last block; medians over the seeds."""
+    rows = []
+    for i, measurement in enumerate(seeds[0]["pre"]):
+        row = {"step": f"{measurement['step']}"}
+        for position in ("pre", "post"):
+            points = [seed[position][i] for seed in seeds]
+            values = {
+                "loss": [point["loss"] for point in points],
+                "first block": [point["norms"][0] for point in points],
+                "last block": [point["norms"][-1] for point in points],
+            }
+            for name, of_seeds in values.items():
+                median = np.median(of_seeds)
+                digits = ".2g" if median < 0.1 else ".2f"
+                row[f"{position}-norm: {name}"] = f"{median:{digits}}"
+        rows.append(row)
+    return markdown(rows)
+
+
+def heads_figure(heads: np.ndarray) -> Figure:
+    """How much each head (layers, heads, distance) attends to the token at each distance back."""
+    layers, count, distances = heads.shape
+    figure = Figure(figsize=(8, 0.6 + 0.22 * layers * count), layout="constrained")
+    axis = figure.subplots()
+    rows = heads.reshape(-1, distances)[:, :32]
+    image = axis.imshow(rows, aspect="auto", cmap="viridis", vmin=0, vmax=0.5)
+    for layer in range(1, layers):
+        axis.axhline(layer * count - 0.5, color="white", linewidth=1.5)
+    middles = [layer * count + (count - 1) / 2 for layer in range(layers)]
+    axis.set_yticks(middles, [f"block {layer + 1}" for layer in range(layers)])
+    axis.set_xlabel("tokens back (0: itself)")
+    figure.colorbar(image, label="fraction of the attention", extend="max")
+    return figure
+
+
+def gradients_figure(seeds: list[dict]) -> Figure:
+    """Gradient norm of each block at some steps, pre- and post-norm; medians over the seeds."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axis, position in zip(panels, ("pre", "post")):
+        for i, (measurement, color) in enumerate(zip(seeds[0][position], COLORS)):
+            norms = np.median([seed[position][i]["norms"] for seed in seeds], axis=0)
+            blocks = range(1, len(norms) + 1)
+            label = f"step {measurement['step']}"
+            axis.plot(blocks, norms, "o-", color=color, markersize=4, label=label)
+        axis.set_yscale("log")
+        axis.set_title(f"{position}-norm")
+        axis.set_xlabel("block")
+        axis.grid(alpha=0.3)
+    panels[0].set_ylabel("gradient norm of the block")
+    panels[1].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def read_measured(results: Path) -> dict:
+    return json.loads((results / "questions" / "measured.json").read_text(encoding="utf-8"))
+
+
+def read_runs(results: Path) -> list[dict]:
+    """The runs of the checkpoints that were measured, from `describe`."""
+    return json.loads((results / "trained" / "runs.json").read_text(encoding="utf-8"))
+
+
+def redraw(results: Path) -> None:
+    """Draws the figures: the curves of the first run, its heads, gradients of short runs."""
+    measured, name = read_measured(results), read_runs(results)[0]["config"]["run_name"]
+    trained_folder, folder = results / "trained", results / "questions"
+    draw(load_runs([trained_folder / f"{name}_metrics.jsonl"]), trained_folder / "curves.png")
+    heads = np.array(measured["checkpoint"]["heads"])
+    heads_figure(heads).savefig(folder / "heads.png", dpi=110)
+    gradients_figure(measured["gradients"]).savefig(folder / "gradients.png", dpi=110)
+
+
+# -------------------------------------------------------------------------------------------------
+# the command
+
+
+def describe(path: str, saved: Checkpoint) -> dict:
+    """What the run of a checkpoint was, and its result. Raises UserError."""
+    config, dataset = saved.settings(), load_dataset(saved.config["dataset"])
+    if dataset.fingerprint != saved.dataset_fingerprint:
         raise UserError(f"data/{dataset.name} is not the text that {path} was trained on")
-    metrics = Path(path).with_name(f"{config.run_name}_metrics.jsonl")
-    loss = mean_loss(model, dataset.val, pick_dtype(config.dtype, DEVICE)[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / metrics.name).write_bytes(metrics.read_bytes())
+    model, _ = saved.build(DEVICE)
+    dtype, _ = pick_dtype(config.dtype, DEVICE)
+    loss = mean_loss(model, dataset.val, dtype)
     return {
-        "machine": machine(DEVICE), "config": state["config"], "parameters": count_parameters(model.config),
-        "step": state["step"], "seconds": read_metrics(metrics)[-1]["seconds"], "loss": loss,
-        "bits_per_byte": dataset.bits_per_byte(loss), "source": dataset.meta["source"],
-        "train": dataset.meta["train"], "val": dataset.meta["val"],
-    }  # fmt: skip
+        "machine": machine(DEVICE),
+        "config": saved.config,
+        "parameters": count_parameters(config),
+        "step": saved.step,
+        "seconds": read_metrics(metrics_path(path, saved))[-1]["seconds"],
+        "loss": loss,
+        "bits_per_byte": dataset.bits_per_byte(loss),
+        "source": dataset.meta["source"],
+        "train": dataset.meta["train"],
+        "val": dataset.meta["val"],
+    }
 
 
-def tokenizers() -> list[dict]:
-    """Tokens and bytes of one text, cut in the ways that the study of tokenizers compares."""
+def metrics_path(path: str, saved: Checkpoint) -> Path:
+    """The metrics file next to a checkpoint."""
+    return Path(path).with_name(f"{saved.config['run_name']}_metrics.jsonl")
+
+
+def count_tokens() -> list[dict]:
+    """Tokens and bytes of one text with each tokenizer of the study "tokenizer"."""
     rows = []
     for arm, settings in STUDIES["tokenizer"].arms.items():
         if is_prepared(settings["dataset"]):
             dataset = load_dataset(settings["dataset"])
-            rows.append(
-                {
-                    "tokenizer": arm,
-                    "vocabulary": dataset.tokenizer.vocab_size,
-                    **dataset.meta["val"],
-                }
-            )
+            vocabulary = dataset.tokenizer.vocab_size
+            rows.append({"tokenizer": arm, "vocabulary": vocabulary, **dataset.meta["val"]})
     return rows
 
 
@@ -316,26 +452,39 @@ def main(argv: list[str]) -> None:
         "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
     )
     args = parser.parse_args(argv)
+
+    # keep what describes the runs
+    saved = {path: checkpoint.load(path) for path in args.checkpoints}
+    runs = [describe(path, state) for path, state in saved.items()]
     folder = args.results / "trained"
-    runs = [describe(path, folder) for path in args.checkpoints]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, state in saved.items():
+        metrics = metrics_path(path, state)
+        (folder / metrics.name).write_bytes(metrics.read_bytes())
     (folder / "runs.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
-    if not is_prepared(BASE.dataset):
-        prepare(BASE.dataset)
-    model, _ = checkpoint.build(checkpoint.load(args.checkpoints[0]), DEVICE)
-    tokens = load_dataset(runs[0]["config"]["dataset"]).val
-    measured = {"machine": machine(DEVICE), "checkpoint": look_into(model, tokens), "scores": scores_by_width(),
-                "tokenizers": tokenizers(), "norm_times": norm_times()}  # fmt: skip
-    comparisons = [
-        (measure, seed)
-        for measure in (gradients, scaling_of_scores, without_mask, weight_decay)
-        for seed in SEEDS
-    ]
-    for measure, seed in tqdm(comparisons, unit="comparison"):
-        measured.setdefault(measure.__name__, []).append(measure(seed))
+
+    # measure
+    prepare_missing(BASE.dataset)
+    first = saved[args.checkpoints[0]]
+    model, _ = first.build(DEVICE)
+    measured = {
+        "machine": machine(DEVICE),
+        "checkpoint": look_into(model, load_dataset(first.config["dataset"]).val),
+        "scores": scores_by_width(),
+        "tokenizers": count_tokens(),
+        "norm_times": norm_times(),
+    }
+    short_runs = (gradients, scaling_of_scores, without_mask, weight_decay)
+    with tqdm(total=len(short_runs) * len(SEEDS), unit="comparison") as bar:
+        for measure in short_runs:
+            measured[measure.__name__] = []
+            for seed in SEEDS:
+                measured[measure.__name__].append(measure(seed))
+                bar.update()
     path = args.results / "questions" / "measured.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(measured) + "\n", encoding="utf-8")
-    print(f"{path}; python -m experiments.report puts it into REPORT.md")
+    print(f"wrote {path}; python -m experiments.report puts it into REPORT.md")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""Many small training runs: each made once and kept as a result; what is missing is made when it is asked for again."""
+"""Runs many small trainings and keeps each result, so that a rerun trains only what is missing.
+
+Also what every program in experiments/ shares: intervals, Markdown tables, rows of JSON.
+"""
 
 import hashlib
 import json
 import math
 import multiprocessing
 import os
+import platform
+import re
 import statistics
 from collections.abc import Hashable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,82 +23,61 @@ from tqdm import tqdm
 
 from common import checkpoint
 from common.dataset import load_dataset
-from common.device import pick_device, pick_dtype
-from common.metrics import Diverged, read_metrics
+from common.device import has_bfloat16, pick_device, pick_dtype
+from common.files import write_atomically
+from common.metrics import Diverged, read_metrics, summarize
 from config import Config
 from evaluate import mean_loss
-from train import summarize, train
+from train import train
 
 Key = TypeVar("Key", bound=Hashable)
-PROGRESS = "{n_fmt} of {total_fmt} runs made, {remaining} left |{bar}|"
-STUDENT = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}
+RESULTS = Path("experiments/results")
+PROGRESS = "{n_fmt} of {total_fmt} runs done, {remaining} left |{bar}|"
+
+# 97.5% quantiles of Student's t for 2, 3, ... 10 values
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+# -------------------------------------------------------------------------------------------------
+# training
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """The mean of 2 to 10 values, and half the width of its 95% interval (Student's t)."""
-    half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
-
-
-def plus_minus(mean: float, half: float) -> str:
-    """A difference with half the width of its interval, such as −0.010 ± 0.015."""
-    return f"{mean:+.3f} ± {half:.3f}".replace("-", "−")
-
-
-def markdown(lines: list[list[str]]) -> str:
-    """A table, of which the first line is the head."""
-    head, *rows = ("| " + " | ".join(cells) + " |" for cells in lines)
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
-
-
-def in_own_folder(config: Config, parent: str) -> Config:
-    """The run in a folder that is named by all its settings: runs of equal settings share it, and are made once."""
+def in_run_folder(config: Config, parent: str) -> Config:
+    """The config with an out_dir named after all its settings, so that equal runs train once."""
     code = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:8]
     return replace(config, out_dir=f"{parent}/{config.learning_rate:g}-{config.seed}-{code}")
 
 
-def make_run(config: Config) -> dict | None:
-    """Trains, and leaves result.json in the run's out_dir in place of checkpoints; None where Ctrl-C ended it.
+def run_one(config: Config) -> dict:
+    """Trains, and leaves result.json in the run's out_dir instead of checkpoints.
 
-    "final" and "best" are losses on the whole validation split: after the last step, and of the best checkpoint.
+    "final" and "best" are losses on the whole validation split, after the last step and of the
+    best checkpoint; "diverged" is a step or None. Raises KeyboardInterrupt if Ctrl-C ended the run.
     """
     folder = Path(config.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.path("last.pt").exists():  # the run was interrupted
+        config = replace(config, resume=True)
     diverged = None
-    with (
-        open(folder / "log.txt", "w", encoding="utf-8") as log,
-        redirect_stdout(log),
-        redirect_stderr(log),
-    ):
+    log = open(folder / "log.txt", "w", encoding="utf-8")
+    with log, redirect_stdout(log), redirect_stderr(log):
         try:
             trained = train(config)
             if not trained["finished"]:
-                return None
+                raise KeyboardInterrupt
         except Diverged as error:
             diverged = error.step
+
     rows, dataset = read_metrics(config.path("metrics.jsonl")), load_dataset(config.dataset)
     curves = summarize(rows)
     if diverged is not None:
         final, best = None, min(curves["val_losses"])
-    elif curves["val_losses"][-1] == min(curves["val_losses"]):
-        final = best = trained["best_val_loss"]
     else:
-        device, _ = pick_device(config.device)
-        last, _ = checkpoint.build(checkpoint.load(config.path("last.pt")), device)
-        final, best = (
-            mean_loss(last, dataset.val, pick_dtype(config.dtype, device)[0]),
-            trained["best_val_loss"],
-        )
+        final = best = trained["best_val_loss"]
+        if curves["val_losses"][-1] > min(curves["val_losses"]):
+            device, _ = pick_device(config.device)
+            dtype, _ = pick_dtype(config.dtype, device)
+            last, _ = checkpoint.load(config.path("last.pt")).build(device)
+            final = mean_loss(last, dataset.val, dtype)
     result = {
         "seed": config.seed,
         "steps": config.max_steps,
@@ -107,43 +91,92 @@ def make_run(config: Config) -> dict | None:
     }
     for name in ("best.pt", "best.prev.pt", "last.pt"):
         config.path(name).unlink(missing_ok=True)
-    temporary = folder / "result.tmp"
-    temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "result.json")
+    content = json.dumps(result) + "\n"
+    write_atomically(folder / "result.json", lambda file: file.write(content.encode()))
     return result
 
 
+def run_all(configs: dict[Key, Config], parallel: int, later: int = 0) -> dict[Key, dict]:
+    """Returns the result of each run, and trains those without a result.json, `parallel` at a time.
+
+    parallel=1 trains in this process. The progress line counts `later` further runs, which the
+    caller expects to ask for afterwards.
+    """
+    paths = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
+    missing = [configs[key] for key, path in paths.items() if not path.exists()]
+    if missing:
+        total = len(missing) + later
+        with tqdm(total=total, unit="run", smoothing=0, bar_format=PROGRESS) as bar:
+            if parallel == 1:
+                for config in missing:
+                    run_one(config)
+                    bar.update()
+            else:
+                run_parallel(missing, parallel, bar)
+    return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items()}
+
+
+def run_parallel(configs: list[Config], processes: int, bar: tqdm) -> None:
+    """Trains in several processes that divide the CPU's cores among them."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (threads,)) as pool:
+        futures = [pool.submit(run_one, config) for config in configs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+# -------------------------------------------------------------------------------------------------
+# results
+
+
+def machine(device: torch.device) -> str:
+    """The device, and the versions of PyTorch and Python."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        info = Path("/proc/cpuinfo")
+        model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+        capabilities = torch.backends.cpu.get_cpu_capability()
+        if has_bfloat16(device):
+            capabilities += ", bfloat16"
+        processor = model[1] if model else platform.processor()
+        name = f"{torch.get_num_threads()} cores of {processor} ({capabilities})"
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The mean of 2 to 10 values, and half the width of its 95% interval (Student's t)."""
+    half = STUDENT_T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), half
+
+
+def plus_minus(mean: float, half: float) -> str:
+    """A difference with half the width of its interval, such as −0.010 ± 0.015."""
+    return f"{mean:+.3f} ± {half:.3f}".replace("-", "−")
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """A table of rows {heading: cell}. The first row has all headings; missing cells are empty."""
+    if not rows:
+        return "(not measured)"
+    headings = list(rows[0])
+    cells = [headings, *([row.get(name, "") for name in headings] for row in rows)]
+    head, *lines = ("| " + " | ".join(line) + " |" for line in cells)
+    return "\n".join([head, "|---" * len(headings) + "|", *lines])
+
+
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """A JSON object a line; what was there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    """Writes one JSON object per line."""
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda file: file.write(content.encode()))
 
 
 def read_rows(path: Path) -> list[dict]:
+    """Reads one JSON object per line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def run_all(configs: dict[Key, Config], parallel: int, later: int = 0) -> dict[Key, dict]:
-    """The result of each run, from <out_dir>/result.json; trains those that have none, `parallel` at a time.
-
-    A progress line tells how many are left and how long they will take, with the `later` ones that are yet to be asked
-    for.
-    """
-    results = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
-    missing = [configs[key] for key, path in results.items() if not path.exists()]
-    if missing:
-        threads = max(1, (os.cpu_count() or 1) // parallel)
-        context = multiprocessing.get_context("spawn")
-        with (
-            ProcessPoolExecutor(parallel, context, torch.set_num_threads, (threads,)) as pool,
-            tqdm(total=len(missing) + later, unit="run", smoothing=0, bar_format=PROGRESS) as bar,
-        ):
-            futures = [pool.submit(make_run, config) for config in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in results.items()}

@@ -1,129 +1,169 @@
+import json
 import math
-from concurrent.futures import ThreadPoolExecutor
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
-import train
 from experiments import ablate, runs
+from experiments.ablate import STUDIES, Study
 from model import count_parameters
 
-
-@pytest.fixture
-def small(dataset, tiny, monkeypatch):
-    """A study "small" of two arms, one of which diverges at the higher learning rate."""
-    arms = {"calm": {}, "wild": {"grad_clip": 0.0, "norm_type": "none", "qk_norm": False}}
-    study = ablate.Study("Which?", arms, rates=(1e-3, 1e-2, 1e12), seeds=2)
-    monkeypatch.setattr(
-        ablate,
-        "STUDIES",
-        {"small": study, "rates": replace(study, every_rate=True, rates=(1e-2, 1e12))},
-    )
-    monkeypatch.setattr(ablate, "CPU", tiny(max_steps=4, warmup_steps=0, eval_tokens=100))
-    monkeypatch.setattr(
-        runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1)
-    )  # quicker than new processes
-    monkeypatch.setattr(train, "draw", lambda *_: None)  # curves take longer than runs this small
-    return dataset
+WILD = {"grad_clip": 0.0, "norm_type": "none", "qk_norm": False}  # diverges at high rates
 
 
-@pytest.mark.parametrize("name, n_runs", [("small", 2 * 3 + 2 * 2), ("rates", 2 * 2 * 2)])
-def test_a_study_leaves_its_runs_a_table_and_figures(small, name, n_runs, monkeypatch, capsys):
-    arguments = [name, "--parallel=2", "--results=results", "--device=cpu"]
-    assert ablate.main(arguments) == 0
-    study, rows = ablate.STUDIES[name], runs.read_rows(Path("results", name, "runs.jsonl"))
-    assert len(rows) == n_runs
-    wild = [row for row in rows if row["arm"] == "wild" and row["learning_rate"] == 1e12]
-    assert wild and all(row["diverged"] is not None and row["final"] is None for row in wild)
-    assert ("1 of 1 diverged" if name == "small" else "2 of 2 diverged") in ablate.by_rate(
-        study, rows
-    )
-    assert {row["seed"] for row in ablate.chosen(study, rows, "wild")} == set(
-        range(1, study.seeds + 1)
-    )
-    assert f"| wild | 0.01 | {study.seeds} | 0 |" in ablate.compared(study, rows)
-    first = capsys.readouterr().out
-    assert "can be told from chance" in first
-    monkeypatch.setattr(
-        runs, "ProcessPoolExecutor", lambda *_: pytest.fail("all runs had been made")
-    )
-    assert ablate.main(arguments) == 0 and ablate.main([*arguments, "--redraw"]) == 0
-    assert Path("results", name, "learning_rates.png").read_bytes()[:4] == b"\x89PNG"
-    assert Path("results", name, "table.md").read_text().strip() in first
+def test_a_study_writes_its_runs_a_table_and_a_figure(dataset, tiny, monkeypatch, capsys):
+    study = Study("Which?", {"calm": {}, "wild": WILD}, rates=(1e-2, 1e12), search=False)
+    monkeypatch.setitem(STUDIES, "small", study)
+    monkeypatch.setattr(ablate, "CPU", tiny(eval_tokens=100))
+    arguments = ["small", "--steps=1", "--seeds=2", "--parallel=1", "--device=cpu"]
+    assert ablate.main([*arguments, "--results=results"]) == 0
+    output = capsys.readouterr().out
+    rows = runs.read_rows(Path("results/small/runs.jsonl"))
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert (row["final"] is None) == (row["diverged"] is not None)
+        if row["arm"] == "wild":
+            assert (row["diverged"] is not None) == (row["learning_rate"] == 1e12)
+    assert "2 of 2 diverged" in output
+    assert Path("results/small/table.md").read_text() in output
+    assert Path("results/small/learning_rates.png").read_bytes()[:4] == b"\x89PNG"
+
+    shutil.rmtree("data")  # so that training would fail
+    assert ablate.main([*arguments, "--results=results", "--redraw"]) == 0
+    assert capsys.readouterr().out in output
+
+
+def test_a_search_ends_at_each_arms_best_rate(dataset, tiny):
+    best = {"slow": 5e-4, "fast": 3.2e-2}
+    study = Study("Which?", {"slow": {"dropout": 0.1}, "fast": {}})
+    base = tiny(max_steps=4)
+    for arm in study.arms:
+        for power in range(-4, 5):
+            for seed in (0, 1, 2):
+                rate = 4e-3 * 2.0**power
+                config = replace(ablate.arm_config(study, base, arm), learning_rate=rate, seed=seed)
+                folder = Path(runs.in_run_folder(config, "out/ablate").out_dir)
+                folder.mkdir(parents=True)
+                loss = 2 + abs(math.log(rate / best[arm]))
+                result = {"seed": seed, "final": loss, "diverged": None}
+                (folder / "result.json").write_text(json.dumps(result))
+    rows = ablate.run_study(study, base, seeds=2, parallel=1)
+    for arm in study.arms:
+        chosen = ablate.best_runs(study, rows, arm)
+        assert {row["learning_rate"] for row in chosen} == {best[arm]}
+        assert [row["seed"] for row in chosen] == [1, 2]
+        searched = [row for row in rows if row["arm"] == arm and row["seed"] == 0]
+        rates = [row["learning_rate"] for row in searched]
+        assert min(rates) < best[arm] < max(rates)
 
 
 @pytest.mark.parametrize("best", [3e-4, 2e-3, 3e-2])
-def test_a_sweep_widens_until_the_best_rate_lies_between_worse_ones(best):
-    def loss(rate):
-        return abs(math.log(rate / best)) if rate < 0.1 else math.inf
-
-    losses = {rate: loss(rate) for rate in (2e-3, 4e-3, 8e-3)}
-    while (rate := ablate.next_rate(losses, 2.0)) is not None:
-        losses[rate] = loss(rate)
+def test_next_rate_widens_until_the_best_rate_is_between_worse_ones(best):
+    losses = {}
+    rate = 2e-3
+    while rate is not None:
+        losses[rate] = abs(math.log(rate / best)) if rate < 0.1 else math.inf
+        rate = ablate.next_rate(losses) if len(losses) > 1 else 4e-3
     found = min(losses, key=losses.get)
-    assert best / 2**0.5 < found < best * 2**0.5 and min(losses) < found < max(losses)
-    falling = {
-        2.0**-i: -i for i in range(ablate.MOST_RATES)
-    }  # the lower, the better: it has to end somewhere
-    assert ablate.next_rate(falling, 2.0) is None
+    assert best / 2**0.5 < found < best * 2**0.5
+    assert min(losses) < found < max(losses)
+
+
+def test_next_rate_gives_up_after_a_number_of_rates():
+    falling = {2.0**-i: -i for i in range(ablate.MAX_RATES)}  # the lower, the better
+    assert ablate.next_rate(falling) is None
 
 
 @pytest.mark.parametrize("base", [ablate.CPU, ablate.GPU], ids=["CPU", "GPU"])
-def test_arms_are_equal_in_what_their_study_says(base, dataset):
-    def cost(study, arm):
-        config = ablate.config_of(study, base, arm, 1e-3, 1)
-        sized = replace(config, vocab_size=65)
-        return count_parameters(sized), sized.max_steps * sized.tokens_per_step
-
-    mlp = ablate.STUDIES["mlp"]
-    assert len({cost(mlp, arm) for arm in mlp.arms}) == 1
-    sizes = {
-        "small": {"dataset": "verses_char"},
-        "narrow": {"dataset": "verses_char", "width": 1 / 2, "batch": 1 / 4},
-    }
-    study = ablate.Study("Which?", sizes, seeds=3, equal_operations=True)
-    operations = [
-        config.max_steps * ablate.operations(config)
-        for config in (ablate.config_of(study, base, arm, 1e-3, 1) for arm in sizes)
-    ]
-    assert operations[1] == pytest.approx(operations[0], rel=1e-3)
+def test_arms_of_the_study_mlp_have_equal_parameters(base):
+    counts = set()
+    for arm in STUDIES["mlp"].arms:
+        config = ablate.arm_config(STUDIES["mlp"], base, arm)
+        counts.add(count_parameters(replace(config, vocab_size=65)))
+    assert len(counts) == 1
 
 
-def test_runs_of_equal_settings_are_one_run_and_others_are_not():
+@pytest.mark.parametrize("base", [ablate.CPU, ablate.GPU], ids=["CPU", "GPU"])
+def test_equal_operations_change_the_number_of_steps(base, dataset):
+    base = replace(base, dataset="verses_char")
+    arms = {"small": {}, "narrow": ablate.shape(3, 1 / 3)}
+    study = Study("Which?", arms, equal_operations=True)
+    small, narrow = (ablate.arm_config(study, base, arm) for arm in arms)
+    assert narrow.d_model == base.d_model // 3
+    small_cost, narrow_cost = (
+        config.max_steps * ablate.operations_per_step(config) for config in (small, narrow)
+    )
+    assert narrow_cost == pytest.approx(small_cost, rel=1e-3)
+    shares = [config.warmup_steps / config.max_steps for config in (small, narrow)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.01)
+
+
+def test_arms_with_equal_settings_share_their_runs():
     def folder(name, arm, **changes):
-        return ablate.config_of(
-            ablate.STUDIES[name], replace(ablate.CPU, **changes), arm, 1e-3, 1
-        ).out_dir
+        config = ablate.arm_config(STUDIES[name], replace(ablate.CPU, **changes), arm)
+        return runs.in_run_folder(config, "out").out_dir
 
-    assert folder("norms", "rmsnorm, pre") == folder("mlp", "swiglu") != folder("mlp", "gelu")
+    assert folder("norms", "rmsnorm, pre") == folder("mlp", "swiglu")
+    assert folder("mlp", "swiglu") != folder("mlp", "gelu")
     assert folder("mlp", "gelu") != folder("mlp", "gelu", block_size=64)
 
 
+def test_the_recipe_changes_one_thing_at_equal_tokens(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study, base = STUDIES["recipe"], ablate.shipped()
+    assert (base.optimizer, base.n_layers, base.max_steps) == ("muon", 4, 500)
+    assert ablate.arm_config(study, base, study.first) == replace(base, eval_interval=125)
+    twice = ablate.arm_config(study, base, "8 sequences a step, twice the steps")
+    assert (twice.batch_size, twice.max_steps, twice.warmup_steps) == (8, 1000, 100)
+    configs = [ablate.arm_config(study, base, arm) for arm in study.arms]
+    assert {config.max_steps * config.tokens_per_step for config in configs} == {500 * 2048}
+
+
+def synthetic_rows(study: Study, higher: str) -> list[dict]:
+    """Three seeds of each arm, of which `higher` has a loss that is 0.1 x seed higher."""
+    rows = []
+    for arm in study.arms:
+        for seed in (0, 1, 2):
+            row = {"arm": arm, "learning_rate": 1e-3, "seed": seed, "best": 1.0, "diverged": None}
+            row |= {"final": seed + (0.1 * seed if arm == higher else 0.0)}
+            rows.append(row | {"steps": 600, "milliseconds_per_step": 50.0})
+    return rows
+
+
 def test_differences_are_paired_by_seed():
-    study = ablate.STUDIES["mlp"]
-    rows = [
-        {"arm": arm, "learning_rate": 1e-3, "seed": seed, "final": seed + 0.1 * seed * (arm == "gelu"), "best": 1.0,
-         "diverged": None, "steps": 600, "milliseconds_per_step": 50.0}
-        for arm in study.arms for seed in (0, 1, 2)
-    ]  # fmt: skip
-    table = ablate.table(study, rows)
-    assert (
-        "| gelu | 0.001 | 2 | 0 | 1.6500 ± 0.7778 | 1.0000 | +0.1500 | -0.4853 to +0.7853 |\n"
-        in table
-    )
-    next(row for row in rows if (row["arm"], row["seed"]) == ("gelu", 2)).update(
-        diverged=7, final=None
-    )
-    assert "| gelu | 0.001 | 2 | 1 |  |  |  |  |\n" in ablate.table(study, rows)
-    assert "| swiglu | 0.001 | 2 | 0 | 1.5000 ± 0.7071 | 1.0000 |  |  | 30.0 |" in ablate.table(
-        replace(study, timed=True), rows
-    )
+    study = STUDIES["mlp"]
+    rows = synthetic_rows(study, "gelu")
+    line = "| gelu | 0.001 | 2 | 0 | 1.6500 ± 0.7778 | 1.0000 | +0.1500 | -0.4853 to +0.7853 |"
+    assert line in ablate.tables(study, rows).splitlines()
+    timed = ablate.comparison_table(replace(study, timed=True), rows)
+    assert "| swiglu | 0.001 | 2 | 0 | 1.5000 ± 0.7071 | 1.0000 |  |  | 30.0 |" in timed
 
 
-@pytest.mark.parametrize("name", ablate.STUDIES)
+def test_an_arm_that_diverged_has_no_mean():
+    study = STUDIES["mlp"]
+    rows = synthetic_rows(study, "gelu")
+    for row in rows:
+        if (row["arm"], row["seed"]) == ("gelu", 2):
+            row.update(diverged=7, final=None)
+    lines = ablate.tables(study, rows).splitlines()
+    assert "| gelu | 0.001 | 2 | 1 |  |  |  |  |" in lines
+    assert "| gelu | 0.550, 1 of 3 diverged | 0.001 |" in lines
+
+
+def test_a_study_without_rates_has_a_table_of_changes():
+    study = STUDIES["recipe"]
+    rows = synthetic_rows(study, "GELU")
+    assert "| GELU | 1.650 | +0.150 ± 0.635 |" in ablate.tables(study, rows).splitlines()
+    rows[-1].update(diverged=7, final=None)
+    assert "diverged in 1 of 2 runs" in ablate.tables(study, rows)
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_committed_tables_are_those_of_the_runs(name):
-    folder = ROOT / ablate.RESULTS / name
-    table = ablate.table(ablate.STUDIES[name], runs.read_rows(folder / "runs.jsonl"))
-    assert table == (folder / "table.md").read_text(encoding="utf-8").strip()
+    folder = ROOT / runs.RESULTS / name
+    rows = runs.read_rows(folder / "runs.jsonl")
+    committed = (folder / "table.md").read_text(encoding="utf-8")
+    assert ablate.tables(STUDIES[name], rows) + "\n" == committed

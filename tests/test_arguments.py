@@ -41,21 +41,20 @@ def test_the_command_line_overrides_on_cpu_the_file_and_the_defaults(config_file
     assert config.d_model == Config.d_model
 
 
-def test_on_cpu_is_reported_in_one_line_without_what_the_command_line_overrides(
-    config_file, capsys
-):
-    path = config_file("on_cpu = dict(n_heads=4, max_steps=200)\n")
+def test_on_cpu_reports_every_value_and_what_it_overrides(config_file, capsys):
+    path = config_file("n_heads = 3\non_cpu = dict(n_heads=4, batch_size=8, max_steps=200)\n")
     load_config([path, "--device=cpu", "--max_steps=150"])
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 1
-    assert "some.py sets n_heads=4 (--on_cpu=false ignores these)" in printed
+    assert "config   some.py\non_cpu   without a GPU its on_cpu block overrides it" in printed
+    assert "n_heads=4 instead of 3, batch_size=8\n" in printed
+    assert "max_steps" not in printed
 
 
 def test_on_cpu_false_ignores_the_block(config_file, capsys):
     path = config_file("n_heads = 3\non_cpu = dict(n_heads=4)\n")
     config, _ = load_config([path, "--device=cpu", "--on_cpu=false"])
     assert config.n_heads == 3
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "config   some.py\n"
 
 
 def test_values_that_on_cpu_replaces_need_not_fit_the_command_line(config_file):
@@ -93,6 +92,51 @@ def test_help_lists_every_setting_with_its_meaning(capsys):
         assert " ".join(setting.help.split()[:3]) in shown
 
 
+def test_imports_functions_and_helper_variables_are_not_settings(config_file, capsys):
+    text = (
+        "from math import sqrt\nhours = 2\ndef half(x): return x / 2\nd_model = int(sqrt(64)) * 8\n"
+    )
+    assert read_file(config_file(text)) == ({"d_model": 64}, {})
+    assert "hours in some.py is not a setting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, meant", [("n_layer", "n_layers"), ("lr", "learning_rate")])
+def test_a_misspelled_setting_is_not_a_helper_variable(config_file, name, meant):
+    with pytest.raises(UserError, match=f"no setting {name}: did you mean {meant}"):
+        load_config([config_file(f"{name} = 4\n")])
+
+
+def test_a_warmup_longer_than_the_run_is_shortened_unless_it_was_asked_for(config_file, capsys):
+    path = config_file("warmup_steps = 50\n")
+    config, _ = load_config([path, "--max_steps=40"])
+    assert config.warmup_steps == 4
+    assert "4 steps instead of 50, because the run has only 40" in capsys.readouterr().out
+    with pytest.raises(UserError, match="must not be above max_steps"):
+        load_config([path, "--max_steps=40", "--warmup_steps=50"])
+
+
+def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run, config_file):
+    path = config_file("learning_rate = 1e-2\nmin_lr = 1e-3\n")
+    config, _ = load_config([path, f"--init_from={BEST}"])
+    assert config.learning_rate == pytest.approx(1e-3)
+    assert config.min_lr == pytest.approx(1e-4)
+    config, _ = load_config([path, f"--init_from={BEST}", "--learning_rate=5e-3"])
+    assert config.learning_rate == 5e-3
+    config, _ = load_config([path])
+    assert config.learning_rate == 1e-2
+
+
+@pytest.mark.parametrize("wrong", ["config/shakespeare_char.py", "configs/shakespeare_char"])
+def test_the_config_file_that_was_meant_is_named(wrong):
+    with pytest.raises(UserError, match="did you mean configs/shakespeare_char.py"):
+        load_config([wrong])
+
+
+def test_the_configs_are_found_from_any_folder(folder):
+    config, _ = load_config(["configs/shakespeare_quick.py"])
+    assert config.run_name == "quick"
+
+
 # a resumed run
 
 
@@ -111,7 +155,11 @@ def test_a_resumed_run_has_the_settings_of_its_checkpoint(finished_run, config_f
     assert config.resume
     assert config.n_layers == 2
     assert config.n_heads == 2
-    assert capsys.readouterr().out == "changed for the rest of the run: max_steps=16 (was 12)\n"
+    printed = capsys.readouterr().out
+    assert printed.startswith("changed for the rest of the run: max_steps=16 (was 12)\n")
+    assert "n_layers=7 (the run has 2)" in printed
+    assert "n_heads=8 (the run has 2)" in printed
+    assert "repeat it on the command line" in printed
 
 
 def test_a_moved_run_can_be_resumed(finished_run, config_file, capsys):

@@ -1,5 +1,6 @@
 import hashlib
 import platform
+import re
 import sysconfig
 import zipfile
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def test_python_is_the_sorted_source_files_without_tests(library, tmp_path):
     assert platform.python_version() in corpus.source
 
 
-def test_python_adds_source_trees(library, tmp_path, monkeypatch):
+def test_python_adds_source_trees(library, tmp_path, monkeypatch, capsys):
     library(
         lib__abc_py=b"# abc",
         own__b_py=b"# b",
@@ -79,6 +80,7 @@ def test_python_adds_source_trees(library, tmp_path, monkeypatch):
     assert texts(corpus) == ["# abc", "# c", "# b", "# alone"]
     assert "standard library" in corpus.source
     assert own in corpus.source
+    assert "own/latin.py" in capsys.readouterr().out
     assert texts(python.load(tmp_path, inputs=[more], pattern="*_txt")) == ["# abc", "# e"]
     with pytest.raises(UserError, match=r"no \*\.py in"):
         python.load(tmp_path, inputs=[more])
@@ -328,3 +330,79 @@ def test_robotics_refuses_invalid_options(tmp_path, options):
     with pytest.raises(UserError) as error:
         robotics.load(tmp_path, **options)
     assert error.value.status == 2
+
+
+NAMESPACES = (
+    'xmlns:opensearch="http://a9.com/-/spec/opensearch/1.1/" '
+    'xmlns:arxiv="http://arxiv.org/schemas/atom" xmlns="http://www.w3.org/2005/Atom"'
+)
+UNTIL_2025 = f"""<?xml version="1.0" encoding="UTF-8"?>
+<feed {NAMESPACES}>
+  <link href="http://arxiv.org/api/query?x" rel="self" type="application/atom+xml"/>
+  <title type="html">ArXiv Query: search_query=cat:cs.RO</title>
+  <id>http://arxiv.org/api/abc</id>
+  <opensearch:totalResults {NAMESPACES}>1314</opensearch:totalResults>
+  <entry>
+    <id>http://arxiv.org/abs/cs/0601001v12</id>
+    <updated>2006-01-01T00:00:00Z</updated>
+    <title>A Title on
+  Two Lines</title>
+    <summary>  A summary with hard
+line ends, $\\alpha$ &amp; G\\"odel.
+</summary>
+    <author><name>A. Name</name><arxiv:affiliation>A Lab</arxiv:affiliation></author>
+  </entry>
+</feed>"""
+SINCE_2026 = f"""<?xml version='1.0' encoding='UTF-8'?>
+<feed {NAMESPACES}>
+  <id>https://arxiv.org/api/abc</id>
+  <title>arXiv Query: search_query=cat:cs.RO&amp;id_list=</title>
+  <opensearch:itemsPerPage>1</opensearch:itemsPerPage>
+  <opensearch:totalResults>58344</opensearch:totalResults>
+  <opensearch:startIndex>0</opensearch:startIndex>
+  <entry>
+    <id>https://arxiv.org/abs/2104.12255v1</id>
+    <title>0</title>
+    <link href="https://arxiv.org/abs/2104.12255v1" rel="alternate" type="text/html"/>
+    <link href="https://arxiv.org/pdf/2104.12255v1" title="pdf"/>
+    <summary>On 0 in &lt;i&gt;cryptography&lt;/i&gt;.</summary>
+    <category term="cs.CR" scheme="http://arxiv.org/schemas/atom"/>
+    <author><name>A. Name</name></author>
+  </entry>
+</feed>"""
+EMPTY = re.sub("<entry>.*</entry>", "", SINCE_2026, flags=re.DOTALL).replace("58344", "0")
+OAI_PMH = """<?xml version="1.0" encoding="UTF-8"?>
+<OAI-PMH xmlns="http://www.openarchives.org/OAI/2.0/"><ListRecords><record><metadata>
+<arXiv xmlns="http://arxiv.org/OAI/arXiv/"><id>1</id><title>A</title><abstract>B</abstract></arXiv>
+</metadata></record></ListRecords></OAI-PMH>"""
+
+
+@pytest.mark.parametrize(
+    "page, papers, total",
+    [
+        (
+            UNTIL_2025,
+            {
+                "arxiv.org/abs/cs/0601001": "A Title on Two Lines\n\n"
+                'A summary with hard line ends, $\\alpha$ & G\\"odel.\n'
+            },
+            1314,
+        ),
+        (SINCE_2026, {"arxiv.org/abs/2104.12255": "0\n\nOn 0 in <i>cryptography</i>.\n"}, 58344),
+        (EMPTY, {}, 0),
+        (OAI_PMH, {}, None),
+    ],
+    ids=["until 2025", "since 2026", "empty", "OAI-PMH"],
+)
+def test_robotics_reads_every_format_of_arxiv(page, papers, total):
+    found = robotics.parse(page.encode())
+    assert found.papers == papers
+    assert found.total == total
+    assert found.count == len(papers)
+
+
+def test_robotics_knows_a_paper_by_its_id_in_both_formats():
+    old = robotics.parse(
+        SINCE_2026.replace("https://arxiv.org/abs", "http://arxiv.org/abs").encode()
+    )
+    assert old.papers.keys() == robotics.parse(SINCE_2026.encode()).papers.keys()

@@ -1,53 +1,141 @@
+import json
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import verses
 
 import evaluate
 from evaluate import mean_loss
 from model import GPT, GPTConfig
+from prepare import prepare
+from train import train
+
+# -------------------------------------------------------------------------------------------------
+# mean_loss
 
 
 @pytest.fixture
 def model():
+    """A small model with dropout, in training mode, whose losses differ from token to token."""
     torch.manual_seed(0)
-    model = GPT(
-        GPTConfig(vocab_size=50, block_size=8, n_layers=1, n_heads=1, d_model=16, dropout=0.5)
-    )
-    with torch.no_grad():
-        model.head.weight.normal_()  # predictions that differ from token to token
+    sizes = {"vocab_size": 50, "block_size": 8, "n_layers": 1, "n_heads": 1, "d_model": 16}
+    model = GPT(GPTConfig(**sizes, dropout=0.5))
+    torch.nn.init.normal_(model.head.weight)
     return model
 
 
-def losses(model, tokens, starts, length=8):
-    """The naive way: each window by itself."""
-    found = []
+def random_tokens(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(50, size=n, dtype=np.uint16)
+
+
+def naive_losses(model: GPT, tokens: np.ndarray, starts) -> list[float]:
+    """The losses in the windows at `starts`, one token after the other."""
+    model.eval()
+    losses = []
     for start in starts:
-        ids = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64))
-        found += F.cross_entropy(
-            model.eval()(ids[None, :-1])[0], ids[1:], reduction="none"
-        ).tolist()
-    return found
+        window = torch.from_numpy(tokens[start : start + 9].astype(np.int64))
+        for i in range(1, len(window)):
+            logits = model(window[None, :i])[0, -1]
+            losses.append(F.cross_entropy(logits, window[i]).item())
+    model.train()
+    return losses
 
 
 @pytest.mark.parametrize("n_tokens", [2, 8, 9, 10, 41, 77])
-def test_every_token_but_the_first_is_predicted_once(model, n_tokens, monkeypatch):
-    tokens = np.random.default_rng(0).integers(50, size=n_tokens, dtype=np.uint16)
-    monkeypatch.setattr(evaluate, "BATCH_TOKENS", 3 * 8)
-    expected = losses(model, tokens, range(0, n_tokens - 1, 8))
-    assert len(expected) == n_tokens - 1
-    assert mean_loss(model, tokens, torch.float32) == pytest.approx(np.mean(expected), rel=1e-5)
+def test_mean_loss_predicts_every_token_but_the_first_once(model, n_tokens, monkeypatch):
+    monkeypatch.setattr(evaluate, "BATCH_TOKENS", 3 * 8)  # several batches
+    tokens = random_tokens(n_tokens)
+    losses = naive_losses(model, tokens, starts=range(0, n_tokens - 1, 8))
+    assert len(losses) == n_tokens - 1
+    assert mean_loss(model, tokens, torch.float32) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_a_limit_takes_evenly_spaced_windows_always_the_same(model):
-    tokens = np.random.default_rng(0).integers(50, size=161, dtype=np.uint16)
-    expected = losses(model, tokens, [0, 40, 80, 120])
-    model.train()
-    for _ in range(2):  # dropout is off meanwhile, whatever the mode
-        assert mean_loss(model, tokens, torch.float32, max_tokens=32) == pytest.approx(
-            np.mean(expected), rel=1e-5
-        )
+def test_mean_loss_with_a_limit_uses_evenly_spaced_windows(model):
+    tokens = random_tokens(165)
+    losses = naive_losses(model, tokens, starts=[0, 40, 80, 120])
+    limited = mean_loss(model, tokens, torch.float32, max_tokens=32)
+    assert limited == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_mean_loss_uses_all_tokens_if_the_limit_allows_it(model):
+    tokens = random_tokens(165)
+    losses = naive_losses(model, tokens, starts=range(0, 164, 8))
+    limited = mean_loss(model, tokens, torch.float32, max_tokens=164)
+    assert limited == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_mean_loss_uses_one_window_if_the_limit_is_shorter(model):
+    tokens = random_tokens(161)
+    losses = naive_losses(model, tokens, starts=[0])
+    limited = mean_loss(model, tokens, torch.float32, max_tokens=1)
+    assert limited == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_mean_loss_is_not_random_and_leaves_the_model_in_training_mode(model):
+    tokens = random_tokens(41)
+    assert mean_loss(model, tokens, torch.float32) == mean_loss(model, tokens, torch.float32)
     assert model.training
-    assert mean_loss(model, tokens, torch.float32, max_tokens=160) == mean_loss(
-        model, tokens, torch.float32
-    )
+
+
+# -------------------------------------------------------------------------------------------------
+# the command
+
+
+def evaluate_json(capsys, *arguments: str) -> dict:
+    """What evaluate.py prints with --json."""
+    assert evaluate.main(["--ckpt=out/tiny_best.pt", "--device=cpu", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_validation_split_and_its_text_give_the_same_result(folder, tiny, capsys):
+    text = verses(400).replace("e", "é")  # more bytes than characters
+    Path("verses.txt").write_text(text, encoding="utf-8")
+    prepare("verses_char", ["verses.txt"])
+    train(tiny(max_steps=2))
+    capsys.readouterr()
+
+    split = evaluate_json(capsys)
+    val = text[int(len(text) * 0.9) :]
+    Path("val.txt").write_text(val, encoding="utf-8")
+    given = evaluate_json(capsys, "--text=val.txt")
+
+    assert split.pop("text") == "the validation split of verses_char"
+    assert given.pop("text") == "val.txt"
+    assert split == given
+    assert split["step"] == 2
+    assert split["tokens"] == len(val)
+    assert split["bytes"] == len(val.encode())
+    assert split["perplexity"] == pytest.approx(math.exp(split["loss"]))
+    bits = split["loss"] / math.log(2) * len(val) / len(val.encode())
+    assert split["bits_per_byte"] == pytest.approx(bits)
+
+
+def test_the_loss_of_a_trained_model_is_between_the_entropy_and_that_of_guessing(
+    finished_run, capsys
+):
+    text = verses(400)
+    entropy_per_line = 3 * math.log(3)  # three choices among three
+    result = evaluate_json(capsys)
+    assert result["loss"] > entropy_per_line * 400 / len(text)
+    assert result["loss"] < math.log(len(set(text)))
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(finished_run, capsys):
+    Path("plain.txt").write_text(verses(5))
+    Path("marked.txt").write_bytes(b"\xef\xbb\xbf" + verses(5).encode())
+    plain = evaluate_json(capsys, "--text=plain.txt")
+    marked = evaluate_json(capsys, "--text=marked.txt")
+    assert plain["loss"] == marked["loss"]
+
+
+def test_without_json_the_same_figures_are_printed_for_people(finished_run, capsys):
+    result = evaluate_json(capsys)
+    assert evaluate.main(["--ckpt=out/tiny_best.pt", "--device=cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert f"loss {result['loss']:.4f} nats per token" in printed
+    assert f"perplexity {result['perplexity']:.3f}" in printed
+    assert f"{result['bits_per_byte']:.4f} bits per byte" in printed

@@ -1,20 +1,21 @@
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import contents, error_line
 
 import export
 from common import checkpoint
-from common.tokenizer import ByteTokenizer, CharTokenizer
+from common.checkpoint import Checkpoint
+from common.tokenizer import ByteTokenizer, CharTokenizer, from_dict
 from config import Config
 from model import GPT, GPTConfig
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GPT2 = {"norm_type": "layernorm", "pos_type": "learned", "mlp_type": "gelu", "qk_norm": False}
 KINDS = {
@@ -27,142 +28,126 @@ KINDS = {
     "GPT2, biases, untied, narrow": GPT2 | {"bias": True, "tie_embeddings": False, "d_ff": 24},
 }
 TEXTS = [
-    "To be, or not\nto be", "a\r\nb\rc\n\n\n\td", "  two  spaces   before .  ,  n't 's  ", "naïve café — “quoted”",
-    "\U0001f468\u200d\U0001f469 🏳️‍🌈 e\u0301 \x85\u2028\x00\x7f", "<|endoftext|> <unk> <s></s> [UNK] ##a Ġ ▁", "\n", "",
-]  # fmt: skip
+    "To be, or not\nto be",
+    "a\r\nb\rc\n\n\n\td",
+    "  two  spaces   before .  ,  n't 's  ",
+    "naïve café — “quoted”",
+    "\U0001f468\u200d\U0001f469 🏳️‍🌈 e\u0301 \x85\u2028\x00\x7f",
+    "<|endoftext|> <unk> <s></s> [UNK] ##a Ġ ▁",
+    "\n",
+    "",
+]
+CHARACTERS = "".join(sorted(set("".join(TEXTS))))
+LONG = 1200  # tokens: more than GPT-2's default context in transformers
 
 
-def characters(n: int) -> CharTokenizer:
-    return CharTokenizer("".join(map(chr, range(ord("0"), ord("0") + n))))
-
-
-def save(model: GPT, tokenizer, **changes) -> None:
-    """A checkpoint run_best.pt of this model."""
-    state = {
-        "model": model.state_dict(), "raw_model": {}, "optimizers": [], "scaler": {}, "step": 1500, "best_step": 1500,
-        "config": asdict(Config(**asdict(model.config))), "best_val_loss": 1.2345, "tokenizer": tokenizer.to_dict(),
-        "dataset_fingerprint": "f", "run_id": "r",
-    }  # fmt: skip
-    checkpoint.save(Path("run_best.pt"), state | changes)
-
-
-def make(tokenizer=None, noise=0.2, **changes) -> GPT:
-    """A model with gains, biases and logits that all differ, and its checkpoint run_best.pt."""
-    tokenizer = tokenizer or characters(65)
-    sizes = {
-        "n_layers": 2,
-        "n_heads": 2,
-        "d_model": 32,
-        "block_size": 64,
-        "vocab_size": tokenizer.vocab_size,
-    }
+def build_model(**changes) -> GPT:
+    """A small model whose gains, biases and logits all differ."""
+    sizes = {"vocab_size": 50, "block_size": 64, "n_layers": 2, "n_heads": 2, "d_model": 32}
     torch.manual_seed(0)
     model = GPT(GPTConfig(**(sizes | changes))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=noise)
-    save(model, tokenizer)
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model
 
 
-def export_to(out: str = "hf") -> int:
-    return export.main(["--ckpt", "run_best.pt", "--out", out])
+def save(model: GPT, tokenizer=None, **changes) -> None:
+    """Saves run_best.pt, a checkpoint of this model; its tokens are characters by default."""
+    tokenizer = tokenizer or CharTokenizer(CHARACTERS[: model.config.vocab_size])
+    state = {
+        "model": model.state_dict(),
+        "config": vars(Config(**vars(model.config))),
+        "tokenizer": tokenizer.to_dict(),
+        "raw_model": {},
+        "optimizers": [],
+        "scaler": {},
+        "step": 1500,
+        "best_step": 1500,
+        "best_val_loss": 1.2345,
+        "dataset_fingerprint": "",
+        "run_id": "id",
+    }
+    checkpoint.save(Path("run_best.pt"), Checkpoint(**(state | changes)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_gives_the_same_logits(folder, kind):
-    model = make(**KINDS[kind])
-    assert export_to() == 0
-    theirs, loaded = AutoModelForCausalLM.from_pretrained("hf", output_loading_info=True)
-    assert not any(loaded.values()), loaded  # nothing missing, nothing left over
-    assert type(theirs).__name__.startswith(kind.split(",")[0]) and theirs.dtype == torch.float32
-    assert json.load(open("hf/config.json"))["architectures"] == [type(theirs).__name__]
-    assert theirs.config.max_position_embeddings == 64
-    ids = torch.randint(65, (3, 64))
+def run_export(out: str = "hf") -> int:
+    return export.main(["--ckpt=run_best.pt", f"--out={out}"])
+
+
+def card() -> str:
+    return Path("hf/README.md").read_text(encoding="utf-8")
+
+
+# -------------------------------------------------------------------------------------------------
+# the model
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, tmp_path_factory):
+    """For each of KINDS: its name, our model, and transformers' model with its loading report."""
+    model = build_model(block_size=LONG, **KINDS[request.param])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("exported"))
+        save(model)
+        assert run_export() == 0
+        theirs, report = AutoModelForCausalLM.from_pretrained("hf", output_loading_info=True)
+    return request.param, model, theirs, report
+
+
+def test_transformers_loads_every_weight_and_lacks_none(exported):
+    kind, model, theirs, report = exported
+    assert type(theirs).__name__.startswith(kind.split(",")[0])
+    assert theirs.config.architectures == [type(theirs).__name__]
+    assert theirs.config.tie_word_embeddings == model.config.tie_embeddings
+    assert theirs.dtype == torch.float32
+    for name, problems in report.items():
+        assert not problems, name
+
+
+def test_transformers_computes_the_same_logits_to_the_end_of_the_context(exported):
+    _, model, theirs, _ = exported
+    assert theirs.config.max_position_embeddings == LONG
+    ids = torch.randint(50, (2, LONG), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = model(ids), theirs(ids).logits
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "GPT2"])
-def test_greedy_text_is_the_same_to_the_end_of_a_long_block(folder, kind):
-    model = make(noise=0.6, **(KINDS[kind] | {"block_size": 1200, "tie_embeddings": False}))
-    assert export_to() == 0
-    start = torch.tensor([[5, 3, 8]])
-    theirs = AutoModelForCausalLM.from_pretrained("hf").generate(
-        start, max_new_tokens=1100, do_sample=False
-    )
-    assert theirs.tolist() == model.generate(start, 1100, temperature=0).tolist()
-    assert len(set(theirs[0, -500:].tolist())) > 10  # no loop of a few tokens
+@pytest.mark.parametrize("length", [150, pytest.param(LONG - 3, marks=pytest.mark.slow)])
+def test_transformers_generates_the_same_greedy_text(exported, length):
+    _, model, theirs, _ = exported
+    start = torch.tensor([[0, 1, 2]])
+    expected = model.generate(start, length, temperature=0)
+    found = theirs.generate(start, max_new_tokens=length, do_sample=False)
+    assert found.tolist() == expected.tolist()
+    assert len(set(expected[0].tolist())) > 10  # not a repetition of a few tokens
 
 
-@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "GPT2"])
-def test_no_id_of_characters_starts_or_stops_a_text(folder, kind):
-    make(**KINDS[kind])
-    assert export_to() == 0
-    theirs = AutoModelForCausalLM.from_pretrained("hf")
-    assert (
-        theirs.generation_config.eos_token_id is None
-        and theirs.generation_config.bos_token_id is None
-    )
-    assert theirs.config.eos_token_id is None and theirs.config.bos_token_id is None
+def test_no_character_starts_or_ends_a_text(exported):
+    _, _, theirs, _ = exported
+    for config in (theirs.config, theirs.generation_config):
+        assert config.bos_token_id is None
+        assert config.eos_token_id is None
 
 
-@pytest.fixture
-def tokenizers(folder, request):
-    """tokenizers(kind): ours, with theirs of an export."""
-
-    def make_both(kind):
-        if kind == "bpe":
-            request.getfixturevalue("bpe")
-        ours = checkpoint.tokenizers.from_dict(
-            {"kind": kind, "characters": "".join(sorted(set("".join(TEXTS))))}
-        )
-        make(ours, n_layers=1, n_heads=1, d_model=4)
-        assert export_to() == 0
-        return ours, AutoTokenizer.from_pretrained("hf")
-
-    return make_both
+def test_without_a_length_transformers_generates_half_a_context(folder):
+    save(build_model(vocab_size=256), ByteTokenizer())
+    assert run_export() == 0
+    ids = AutoTokenizer.from_pretrained("hf")("The king", return_tensors="pt")
+    text = AutoModelForCausalLM.from_pretrained("hf").generate(**ids)
+    assert text.size(1) == len("The king") + 64 // 2
 
 
-@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
-def test_ids_and_texts_are_the_same(tokenizers, kind):
-    ours, theirs = tokenizers(kind)
-    assert len(theirs) == ours.vocab_size and not theirs.clean_up_tokenization_spaces
-    for text in [*TEXTS, "".join(TEXTS)]:
-        ids = theirs(text)["input_ids"]
-        assert ids == ours.encode(text).tolist(), text
-        assert theirs.decode(ids) == text == theirs.decode(ids, skip_special_tokens=True)
-    for i in (
-        range(256) if kind == "byte" else range(0, ours.vocab_size, 97)
-    ):  # whole characters or not
-        assert theirs.decode([i]) == ours.decode([i])
-    assert theirs.eos_token_id == (50256 if kind == "bpe" else None) == theirs.bos_token_id
+def test_a_transformers_pipeline_continues_a_prompt(folder):
+    from transformers import pipeline
 
-
-def test_bytes_that_are_no_text_are_decoded_as_ours_are(tokenizers):
-    ours, theirs = tokenizers("byte")
-    for _ in range(50):
-        ids = torch.randint(256, (40,)).tolist()
-        assert theirs.decode(ids) == ours.decode(ids)
-
-
-@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "GPT2"])
-def test_a_pipeline_that_is_told_nothing_stays_within_the_block(folder, kind):
-    make(ByteTokenizer(), **KINDS[kind])
-    assert export_to() == 0
+    save(build_model(vocab_size=256), ByteTokenizer())
+    assert run_export() == 0
     [result] = pipeline("text-generation", "hf")("The king")
     assert result["generated_text"].startswith("The king")
-    assert len(AutoTokenizer.from_pretrained("hf")(result["generated_text"])["input_ids"]) >= 8 + 32
-
-
-def test_an_unknown_character_is_an_error_and_not_left_out(tokenizers):
-    _, theirs = tokenizers("char")
-    for text in ("ß", "to ß be", "日本"):
-        with pytest.raises(Exception, match="not found in the vocabulary"):
-            theirs(text)
-    assert "raises an error" in open("hf/README.md").read()
+    assert len(result["generated_text"]) > len("The king")
 
 
 @pytest.mark.parametrize(
@@ -177,84 +162,155 @@ def test_an_unknown_character_is_an_error_and_not_left_out(tokenizers):
         (GPT2 | {"norm_type": "rmsnorm"}, "norm_type=rmsnorm"),
     ],
 )
-def test_what_has_no_counterpart_is_refused_by_name(folder, capsys, changes, named):
-    make(**changes)
-    assert export_to() == 1
-    error = capsys.readouterr().err
-    assert f"transformers has no counterpart of {named}:" in error and error.count("\n") == 1
-    assert not os.path.exists("hf")
+def test_a_model_without_an_equivalent_is_refused(folder, capsys, changes, named):
+    save(build_model(**changes))
+    before = contents(folder)
+    assert run_export() == 1
+    assert f"transformers has no equivalent of {named};" in error_line(capsys)
+    assert contents(folder) == before
 
 
-def test_the_card_says_what_was_measured(folder):
-    model = make(ByteTokenizer())
-    assert export_to() == 0
-    card = open("hf/README.md").read()
-    count = sum(parameter.numel() for parameter in model.parameters())
-    for figure in (
-        f"{count:,}",
-        "1,500 steps",
-        "1.2345",
-        "shakespeare_char",
-        "64 tokens",
-        "random weights",
-        "'hf'",
-    ):
-        assert figure in card, figure
-    save(model, ByteTokenizer(), step=1700)
-    assert export_to() == 0
-    assert (
-        "the lowest of the run, at step 1,500, not that of these weights"
-        in open("hf/README.md").read()
-    )
-    save(model, ByteTokenizer(), best_val_loss=float("inf"))
-    assert export_to() == 0
-    assert "not measured" in open("hf/README.md").read()
+# -------------------------------------------------------------------------------------------------
+# the tokenizer
 
 
-def test_only_an_earlier_export_is_replaced(folder, capsys):
-    make()
-    (folder / "hf").mkdir()
-    assert export_to() == 0
-    make(n_layers=1)
-    assert export_to() == 0 and json.load(open("hf/config.json"))["num_hidden_layers"] == 1
-    for out, name, text in (
-        ("hf", "notes.txt", "mine"),
-        ("a", "config.json", "{}"),
-        ("b", "README.md", "mine"),
-    ):
-        (folder / out).mkdir(exist_ok=True)
-        (folder / out / name).write_text(text)
-        before = {path.name: path.read_bytes() for path in (folder / out).iterdir()}
-        assert export_to(out) == 1 and "not an earlier export" in capsys.readouterr().err
-        assert {path.name: path.read_bytes() for path in (folder / out).iterdir()} == before
-    assert export_to("run_best.pt") == 1 and "not an earlier export" in capsys.readouterr().err
+def export_tokenizer(kind: str):
+    """Our tokenizer of this kind, and transformers' tokenizer from an export of it."""
+    ours = from_dict({"kind": kind, "characters": CHARACTERS})
+    sizes = {"n_layers": 1, "n_heads": 1, "d_model": 2}
+    save(build_model(vocab_size=ours.vocab_size, **sizes), ours)
+    assert run_export() == 0
+    return ours, AutoTokenizer.from_pretrained("hf")
 
 
-def test_an_export_that_fails_leaves_what_was_there(folder, monkeypatch, capsys):
-    make()
-    assert export_to() == 0
-    before = (folder / "hf" / "model.safetensors").read_bytes()
-    make(n_layers=1)
-    write = type(folder).write_text
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_transformers_tokenizer_gives_the_same_ids_and_texts(folder, request, kind):
+    if kind == "bpe":
+        request.getfixturevalue("bpe")
+    ours, theirs = export_tokenizer(kind)
+    assert len(theirs) == ours.vocab_size
+    assert not theirs.clean_up_tokenization_spaces
+    for text in [*TEXTS, "".join(TEXTS)]:
+        ids = theirs(text)["input_ids"]
+        assert ids == ours.encode(text).tolist()
+        assert theirs.decode(ids) == text
+        assert theirs.decode(ids, skip_special_tokens=True) == text
+    for i in range(0, ours.vocab_size, 97 if kind == "bpe" else 1):
+        assert theirs.decode([i]) == ours.decode([i])
+    end_id = ours.start_id if kind == "bpe" else None
+    assert theirs.bos_token_id == end_id
+    assert theirs.eos_token_id == end_id
 
-    def full(path, *text, **options):
+
+def test_bytes_that_are_not_utf8_are_decoded_alike(folder):
+    ours, theirs = export_tokenizer("byte")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        ids = torch.randint(256, (40,), generator=generator).tolist()
+        assert theirs.decode(ids) == ours.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["ß", "to ß be", "日本"])
+def test_an_unknown_character_is_an_error_in_transformers_too(folder, text):
+    _, theirs = export_tokenizer("char")
+    with pytest.raises(Exception, match="not found in the vocabulary"):
+        theirs(text)
+    assert 'raises an error ("not found in the vocabulary")' in card()
+
+
+# -------------------------------------------------------------------------------------------------
+# the model card and the folder
+
+
+def test_the_card_describes_the_model_and_its_training(folder):
+    model = build_model(vocab_size=256)
+    save(model, ByteTokenizer())
+    assert run_export() == 0
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert "| architecture | Qwen3, 2 layers of 32, 2 heads |" in card()
+    assert f"| parameters | {parameters:,} |" in card()
+    assert "shakespeare_char: 1,500 steps of 4,096 tokens, starting from random weights" in card()
+    assert "1.2345 nats per token" in card()
+    assert "| context | 64 tokens |" in card()
+    assert "| tokens | 256, byte |" in card()
+
+
+def test_the_card_says_if_its_loss_is_that_of_an_earlier_step(folder):
+    save(build_model(), step=1700)
+    assert run_export() == 0
+    assert "the lowest of the run, at step 1,500, not of these weights" in card()
+
+
+def test_the_card_says_if_no_loss_was_measured(folder):
+    save(build_model(), best_val_loss=float("inf"))
+    assert run_export() == 0
+    assert "| validation loss | not measured |" in card()
+
+
+def test_the_program_in_the_card_runs(folder, capsys):
+    save(build_model(vocab_size=256), ByteTokenizer())
+    assert run_export() == 0
+    capsys.readouterr()
+    program = card().split("```python\n")[1].split("```")[0]
+    exec(program, {})
+    assert capsys.readouterr().out.startswith("\n")
+
+
+def test_an_earlier_export_is_replaced(folder):
+    (folder / "hf").mkdir()  # an empty folder is no obstacle either
+    save(build_model())
+    assert run_export() == 0
+    save(build_model(n_layers=1))
+    assert run_export() == 0
+    assert json.loads(Path("hf/config.json").read_text())["num_hidden_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    "path, text",
+    [
+        ("hf/notes.txt", "a file that is not ours, in an export"),
+        ("other/config.json", "{}"),
+        ("other/config.json", "damaged"),
+        ("other/README.md", "a folder without config.json"),
+        ("file", "not a folder"),
+    ],
+)
+def test_anything_else_is_not_replaced(folder, capsys, path, text):
+    save(build_model())
+    assert run_export() == 0
+    path = Path(path)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    before = contents(folder)
+    assert run_export(path.parts[0]) == 1
+    assert "is not an earlier export" in error_line(capsys)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("out", ["hf", "new"])
+def test_an_export_that_fails_changes_nothing(folder, monkeypatch, capsys, out):
+    save(build_model())
+    assert run_export() == 0
+    save(build_model(n_layers=1))
+    before = contents(folder)
+    write = Path.write_bytes
+
+    def write_until_full(path, content):
         if path.name == "config.json":
             raise OSError(28, "No space left on device")
-        return write(path, *text, **options)
+        return write(path, content)
 
-    monkeypatch.setattr(type(folder), "write_text", full)
-    assert export_to() == 1 and export_to("new") == 1
-    assert capsys.readouterr().err.count("error: No space left on device\n") == 2
-    assert sorted(path.name for path in folder.iterdir()) == ["hf", "run_best.pt"]
-    assert (folder / "hf" / "model.safetensors").read_bytes() == before
+    monkeypatch.setattr(Path, "write_bytes", write_until_full)
+    assert run_export(out) == 1
+    assert error_line(capsys) == "error: No space left on device\n"
+    assert contents(folder) == before
 
 
 def test_a_missing_package_is_named(folder, monkeypatch, capsys):
-    make()
+    save(build_model())
+    before = contents(folder)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    assert export_to() == 1
-    assert (
-        "safetensors is not installed: pip install transformers safetensors tokenizers"
-        in capsys.readouterr().err
-    )
-    assert not os.path.exists("hf")
+    assert run_export() == 1
+    install = "safetensors is not installed: pip install transformers safetensors tokenizers"
+    assert install in error_line(capsys)
+    assert contents(folder) == before

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,88 +9,125 @@ from common.metrics import read_metrics
 
 
 @pytest.fixture
-def metrics(tmp_path):
-    path = tmp_path / "run_metrics.jsonl"
-    rows = [
-        {
-            "step": s,
-            "tokens": 64 * s,
-            "seconds": s / 2,
-            "train/loss": 4 - s / 50,
-            "train/lr": 1e-3,
-            "train/grad_norm": 1.0,
-        }
-        for s in range(100)
-    ]
-    rows += [{"step": s, "tokens": 64 * s, "seconds": s / 2, "val/loss": 4.0} for s in (0, 50, 100)]
+def metrics(folder):
+    """The metrics file of a run of 100 steps with three evaluations, in the current folder."""
+    rows = []
+    for step in range(100):
+        training = {"train/loss": 4 - step / 50, "train/lr": 1e-3, "train/grad_norm": 1.0}
+        rows.append({"step": step, "tokens": 64 * step, "seconds": step / 2} | training)
+    for step in (0, 50, 100):
+        row = {"step": step, "tokens": 64 * step, "seconds": step / 2, "val/loss": 4.5}
+        rows.append(row)
+    path = Path("run_metrics.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def test_it_draws_the_runs_it_is_given(metrics, tmp_path, capsys):
-    out = tmp_path / "curves.png"
-    assert plot.main([str(metrics), str(metrics), "--out", str(out)]) == 0
-    assert out.read_bytes()[:4] == b"\x89PNG" and str(out) in capsys.readouterr().out
+def copy(metrics: Path, name: str) -> Path:
+    path = Path(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(metrics.read_bytes())
+    return path
 
 
-def test_every_run_has_one_entry_in_the_legend_that_no_other_has(metrics, tmp_path):
-    other = tmp_path / "other" / metrics.name
-    other.parent.mkdir()
-    other.write_bytes(metrics.read_bytes())
-    loss = plot.curves([metrics, other]).axes[0]
-    labels = [text.get_text() for text in loss.get_legend().get_texts()]
-    assert labels == [str(tmp_path / "run"), str(tmp_path / "other" / "run"), "validation"]
-    runs = [tmp_path / f"{i}_metrics.jsonl" for i in range(10)]
-    for path in runs:
-        path.write_bytes(metrics.read_bytes())
-    looks = {(line.get_color(), line.get_linestyle()) for line in plot.curves(runs).axes[1].lines}
-    assert len(looks) == 10
+def panels(figure) -> list[str]:
+    return [axis.get_ylabel() for axis in figure.axes]
 
 
-def test_what_no_run_has_gets_no_panel(tmp_path):
-    path = tmp_path / "run_metrics.jsonl"
-    path.write_text(
-        '{"step": 0, "train/loss": 4.0, "train/lr": 0.001}\n{"step": 1, "train/loss": 3, "train/lr": 0.1}\n'
-    )
-    assert [axis.get_ylabel() for axis in plot.curves([path]).axes] == [
+def legend(figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+# -------------------------------------------------------------------------------------------------
+# the figure
+
+
+def test_the_command_draws_several_runs_into_one_png(metrics, capsys):
+    other = copy(metrics, "other_metrics.jsonl")
+    assert plot.main([str(metrics), str(other), "--out=curves.png"]) == 0
+    assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == "wrote curves.png\n"
+
+
+def test_the_ending_of_out_decides_the_format_and_its_folder_is_made(metrics):
+    assert plot.main([str(metrics), "--out=figures/curves.svg"]) == 0
+    assert "<svg" in Path("figures/curves.svg").read_text()
+
+
+def test_the_loss_panel_shows_the_measured_and_the_smoothed_loss_and_the_validation_loss(metrics):
+    raw, smoothed, validation = plot.curves(plot.load_runs([metrics])).axes[0].lines
+    losses = 4 - np.arange(100) / 50
+    np.testing.assert_allclose(raw.get_ydata(), losses)
+    np.testing.assert_allclose(smoothed.get_ydata(), plot.smooth(losses))
+    assert list(validation.get_xdata()) == [0, 50, 100]
+    assert list(validation.get_ydata()) == [4.5, 4.5, 4.5]
+
+
+@pytest.mark.parametrize("x, last", [("step", 100), ("tokens", 6400), ("seconds", 50)])
+def test_the_x_axis_is_steps_tokens_or_seconds(metrics, x, last):
+    loss, *_, lowest = plot.curves(plot.load_runs([metrics]), x).axes
+    assert loss.lines[-1].get_xdata()[-1] == last
+    assert x in lowest.get_xlabel()
+
+
+def test_only_what_was_measured_gets_a_panel(metrics):
+    assert panels(plot.curves(plot.load_runs([metrics]))) == list(plot.PANELS.values())
+    row = {"step": 0, "train/loss": 4.0, "train/lr": 0.001}
+    metrics.write_text(json.dumps(row) + "\n")
+    assert panels(plot.curves(plot.load_runs([metrics]))) == [
         "loss (nats per token)",
         "learning rate",
     ]
 
 
-def test_the_folder_of_the_figure_is_made(metrics, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert plot.main([str(metrics)]) == 0 and (tmp_path / "out" / "curves.png").exists()
+def test_the_legend_names_each_run_once(metrics):
+    first, second = copy(metrics, "out/a_metrics.jsonl"), copy(metrics, "out/b_metrics.jsonl")
+    assert legend(plot.curves(plot.load_runs([first, second]))) == ["a", "b", "validation"]
 
 
-def test_the_curves_stand_over_steps_tokens_or_seconds(metrics):
-    for x, last in (("step", 100), ("tokens", 6400), ("seconds", 50)):
-        loss, *_, bottom = plot.curves([metrics], x).axes
-        assert loss.lines[-1].get_xdata()[-1] == last and x in bottom.get_xlabel()
+def test_the_legend_shows_the_folders_of_runs_with_the_same_name(metrics):
+    first, second = copy(metrics, "a/run_metrics.jsonl"), copy(metrics, "b/run_metrics.jsonl")
+    names = [str(Path("a", "run")), str(Path("b", "run")), "validation"]
+    assert legend(plot.curves(plot.load_runs([first, second]))) == names
 
 
-def test_a_line_that_was_cut_short_is_left_out(metrics):
-    whole = read_metrics(metrics)
-    with open(metrics, "a") as file:
+def test_ten_runs_have_different_colors_or_line_styles(metrics):
+    runs = [copy(metrics, f"{i}_metrics.jsonl") for i in range(10)]
+    _, learning_rate, _ = plot.curves(plot.load_runs(runs)).axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in learning_rate.lines}
+    assert len(looks) == 10
+
+
+def test_a_run_name_with_dollar_signs_is_not_read_as_mathematics(metrics):
+    path = copy(metrics, "cost$1_$2_metrics.jsonl")
+    plot.draw(plot.load_runs([path]), "curves.png")
+
+
+# -------------------------------------------------------------------------------------------------
+# the data
+
+
+def test_read_metrics_ignores_an_incomplete_last_line(metrics):
+    rows = read_metrics(metrics)
+    with metrics.open("a") as file:
         file.write('{"step": 101, "tra')
-    assert read_metrics(metrics) == whole
+    assert read_metrics(metrics) == rows
 
 
-def test_what_is_no_metrics_file_is_refused(metrics, tmp_path, capsys):
-    (tmp_path / "other.jsonl").write_text("hello\nthere\n")
-    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
-    for name, words in (
-        ("other.jsonl", "see line 1"),
-        ("image.png", "not text"),
-        ("none.jsonl", "No such file"),
-    ):
-        assert plot.main([str(tmp_path / name)]) == 1
-        error = capsys.readouterr().err
-        assert name in error and words in error and error.count("\n") == 1
+def test_smoothing_is_a_mean_over_the_last_2_percent_of_the_points():
+    values = np.random.default_rng(0).normal(size=5000)
+    smoothed = plot.smooth(values)
+    for i in range(400, 5000, 100):
+        assert smoothed[i] == pytest.approx(values[i - 99 : i + 1].mean())
 
 
-def test_smoothing_keeps_a_constant_and_tames_noise():
-    assert np.allclose(plot.smooth(np.full(300, 2.5)), 2.5)
-    noise = np.random.default_rng(0).normal(size=5000)
-    assert plot.smooth(noise)[500:].std() < 0.2 and plot.smooth(noise).shape == noise.shape
-    assert len(plot.smooth(np.empty(0))) == 0
+def test_smoothing_uses_fewer_points_near_the_start():
+    values = np.random.default_rng(0).normal(size=5000)
+    smoothed = plot.smooth(values)
+    assert smoothed[0] == values[0]
+    assert smoothed[39] == pytest.approx(values[30:40].mean())
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_smoothing_keeps_the_number_of_points(n):
+    assert len(plot.smooth(np.ones(n))) == n

@@ -12,7 +12,7 @@ from helpers import verses
 from server import reply, serve
 
 import prepare
-from common import files
+from common import files, survey
 from common.dataset import load_dataset
 from common.errors import UserError
 from data import END, Corpus, documents
@@ -28,6 +28,13 @@ def decoded(name: str) -> tuple[str, str]:
     """The text of both splits of a dataset."""
     dataset = load_dataset(name)
     return dataset.tokenizer.decode(dataset.train), dataset.tokenizer.decode(dataset.val)
+
+
+def documents_of(name: str) -> tuple[list[str], list[str]]:
+    """The documents in both splits of a dataset."""
+    separator = load_dataset(name).tokenizer.separator
+    train, val = decoded(name)
+    return train.split(separator), val.split(separator)
 
 
 def small_pieces(monkeypatch, size: int) -> None:
@@ -123,12 +130,66 @@ def test_documents_are_split_whole_with_a_separator(folder):
     Path("texts/picture.png").write_bytes(b"\x89PNG")
     Path("texts/empty.txt").write_text("")
     prepare.prepare("texts_char", ["texts"], val_fraction=0.2)
-    train, val = (part.split("\n\n") for part in decoded("texts_char"))
-    assert len(val) == 4
-    assert sorted(text.strip() for text in train + val) == sorted(text.strip() for text in texts)
+    train, val = documents_of("texts_char")
+    assert sorted(train + val) == sorted(texts)
     meta = load_dataset("texts_char").meta
     assert meta["documents"] == 20
     assert meta["train"]["bytes"] + meta["val"]["bytes"] == sum(map(len, texts))
+    assert meta["train"]["tokens"] == meta["train"]["bytes"] + len(train) - 1
+
+
+@pytest.mark.parametrize(
+    "sizes, fraction, low, high",
+    [
+        ([2_000, 140_706], 0.1, 0.01, 0.02),  # whole documents can't come nearer
+        ([140_706, 2_000], 0.1, 0.01, 0.02),
+        ([100_000] + [1_000] * 300, 0.1, 0.099, 0.101),
+        ([1] * 500 + [10_000] * 20, 0.1, 0.09, 0.11),
+        ([10] * 10, 0.001, 0.1, 0.1),  # at least one document
+        ([10] * 10, 0.999, 0.9, 0.9),  # and one to train on
+        ([5, 5], 0.1, 0.5, 0.5),
+        ([int(100 * 1.2**i) for i in range(50)], 0.1, 0.095, 0.105),
+    ],
+)
+def test_the_split_is_by_size(folder, sizes, fraction, low, high, capsys):
+    texts = [f"{i:04}".ljust(size, "x") for i, size in enumerate(sizes)]
+    prepare.make_dataset("sizes_byte", "byte", Corpus("", lambda: documents(texts)), fraction)
+    meta = load_dataset("sizes_byte").meta
+    assert low <= meta["val"]["bytes"] / sum(map(len, texts)) <= high
+    far = abs(meta["val"]["bytes"] / sum(map(len, texts)) - fraction) > 0.2 * fraction
+    assert ("of the text is for validation instead of" in capsys.readouterr().out) == far
+
+
+def test_another_split_is_another_dataset(folder):
+    texts = [f"document {i}" for i in range(10, 60)]  # any five are of equal size
+    prints = set()
+    for seed in (1337, 1338):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(survey, "SPLIT_SEED", seed)
+            prepare.make_dataset("docs_byte", "byte", Corpus("", lambda: documents(texts)))
+        prints.add(load_dataset("docs_byte").fingerprint)
+    assert len(prints) == 2
+
+
+def test_the_fingerprint_of_a_single_text_is_that_of_earlier_versions(dataset):
+    assert load_dataset("verses_char").fingerprint == (
+        "c850c0bb74f7268d8455c3971ce1dd3ac98e9b9f2d1785373a8ddb96ccf55713"
+    )
+
+
+def test_equal_documents_count_once(folder, capsys):
+    texts = ["one", "two", "one", "three", "two", "one"]
+    prepare.make_dataset("docs_char", "char", Corpus("", lambda: documents(texts)), 0.3)
+    train, val = documents_of("docs_char")
+    assert sorted(train + val) == ["one", "three", "two"]
+    assert load_dataset("docs_char").meta["documents"] == 3
+    assert "3 of 6 documents are copies of others" in capsys.readouterr().out
+
+
+def test_a_text_and_its_copy_are_a_single_text(folder):
+    text = verses(50)
+    prepare.make_dataset("docs_char", "char", Corpus("", lambda: documents([text, text])))
+    assert "".join(decoded("docs_char")) == text
 
 
 def test_bpe_puts_its_end_of_text_token_between_documents(bpe):
@@ -143,8 +204,8 @@ def test_bpe_puts_its_end_of_text_token_between_documents(bpe):
 def test_a_document_may_come_in_pieces(folder, kind):
     text = ["one", END, "t", "", "wo", END, END, "", END, "", "three", END, "four"]
     prepare.make_dataset(f"docs_{kind}", kind, Corpus("", lambda: text), 0.25)
-    train, val = decoded(f"docs_{kind}")
-    assert sorted([*train.split("\n\n"), val]) == ["four", "one", "three", "two"]
+    train, val = documents_of(f"docs_{kind}")
+    assert sorted(train + val) == ["four", "one", "three", "two"]
     assert load_dataset(f"docs_{kind}").meta["documents"] == 4
 
 
@@ -160,9 +221,9 @@ def test_memory_is_bounded_for_any_document_and_number_of_cores(folder, kind, mo
 
     def text():
         nonlocal most
-        for _ in range(2):
+        for document in "ab":
             for i in range(500):
-                piece = Piece(f"piece {i:03}\n")
+                piece = Piece(f"{document}iece {i:03}\n")
                 alive.add(piece)
                 most = max(most, len(alive))
                 yield piece
@@ -170,7 +231,8 @@ def test_memory_is_bounded_for_any_document_and_number_of_cores(folder, kind, mo
 
     prepare.make_dataset(f"long_{kind}", kind, Corpus("", text), 0.5)
     assert most <= 2 * prepare.MAX_WORKERS + 2
-    assert decoded(f"long_{kind}")[0] == "".join(f"piece {i:03}\n" for i in range(500))
+    texts = ["".join(f"{document}iece {i:03}\n" for i in range(500)) for document in "ab"]
+    assert sorted(decoded(f"long_{kind}")) == texts
 
 
 def test_the_number_of_workers_changes_nothing(folder, monkeypatch):
@@ -190,7 +252,7 @@ def test_a_corpus_can_have_its_own_validation_documents(folder):
         "", lambda: documents(["one two", "three"]), validation=lambda: documents(["four"])
     )
     prepare.make_dataset("own_byte", "byte", corpus)
-    assert decoded("own_byte") == ("one two\n\nthree", "four")
+    assert documents_of("own_byte") == (["one two", "three"], ["four"])
 
 
 def test_one_text_with_its_own_validation_text_has_no_separators(folder):
@@ -213,10 +275,22 @@ def test_a_limit_takes_the_beginning_of_a_text(folder, monkeypatch):
     assert load_dataset("a_byte").meta["limit"] == 1001
 
 
-def test_a_limit_takes_whole_documents(folder):
-    corpus = Corpus("", lambda: documents(["b" * 600, "c" * 300, "d" * 200]))
+@pytest.mark.parametrize(
+    "sizes, taken",
+    [
+        ([600, 300, 200], [600, 300]),
+        ([5_000, 600, 300], [600, 300]),
+        ([300, 5_000, 600], [300, 600]),
+        ([5_000, 4_000], [1_000]),  # a part of the first one, as a single text
+    ],
+)
+def test_a_limit_takes_the_documents_that_fit(folder, sizes, taken):
+    texts = [letter * size for letter, size in zip("abc", sizes)]
+    corpus = Corpus("", lambda: documents(texts))
     prepare.make_dataset("docs_byte", "byte", corpus, 0.5, limit=1000)
-    assert sorted(decoded("docs_byte")) == ["b" * 600, "c" * 300]
+    meta = load_dataset("docs_byte").meta
+    assert meta["documents"] == len(taken)
+    assert meta["train"]["bytes"] + meta["val"]["bytes"] == sum(taken)
 
 
 def test_a_pattern_selects_files(folder):
@@ -256,11 +330,48 @@ def test_the_tokenizer_of_another_dataset(dataset, capsys):
     assert decoded("few_char")[0].startswith("a fool sees")
 
     Path("few.txt").write_text("A fool sees a fool?\n" * 20)
-    with pytest.raises(UserError, match=r"does not know: '\?' 'A'"):
+    with pytest.raises(UserError, match=r"does not know: '\?', 'A'; replace them with"):
         prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses_char")
     with pytest.raises(UserError, match="verses_char uses char tokens, not byte tokens"):
         prepare.prepare("few_byte", ["few.txt"], tokenizer_of="verses_char")
     assert load_dataset("few_char").fingerprint == few.fingerprint
+
+
+def test_line_ends_of_windows_fit_the_tokenizer_of_a_text_without_them(dataset):
+    Path("few.txt").write_bytes(b"a fool sees a fool.\r\n" * 20)
+    prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses_char")
+    assert "".join(decoded("few_char")) == "a fool sees a fool.\n" * 20
+
+
+@pytest.mark.parametrize(
+    "separator, used, between", [(None, None, "\n\n"), ("t", "t", "t")], ids=["blank line", "given"]
+)
+def test_documents_in_the_tokenizer_of_a_text_without_documents(dataset, separator, used, between):
+    corpus = Corpus("", lambda: documents(["a fool", "my lord", "a sea"]))
+    prepare.make_dataset("docs_char", "char", corpus, 0.3, None, "verses_char", False, separator)
+    assert load_dataset("docs_char").tokenizer.separator == used
+    assert decoded("docs_char")[0].count(between) == 1
+
+
+def test_a_separator_that_the_other_tokenizer_does_not_know_is_refused(dataset):
+    Path("names.txt").write_text("a|b|d")
+    with pytest.raises(
+        UserError, match=r"verses_char's tokenizer does not know the separator's '\|'"
+    ):
+        prepare.prepare("n_char", ["names.txt"], tokenizer_of="verses_char", separator="|")
+
+
+def test_unknown_characters_can_be_replaced(dataset, capsys):
+    text = "a fóol\u2026 3 sees\u2014\u201cw\u00e4r\u201d.\n"
+    Path("few.txt").write_bytes((text * 20).encode())
+    prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses_char", replace_unknown=True)
+    assert "".join(decoded("few_char")) == "a fool...  seeswar.\n" * 20
+    assert "'ó' by 'o'" in capsys.readouterr().out
+
+
+def test_substitutes_are_the_most_similar_known_characters():
+    found = survey.substitutes("“’éﬁ3—\t", "abefi' -")
+    assert found == {"“": "'", "’": "'", "é": "e", "ﬁ": "fi", "3": "", "—": "--", "\t": " "}
 
 
 def test_more_characters_than_ids_are_refused(folder):
@@ -292,6 +403,32 @@ def test_ctrl_c_leaves_the_old_dataset(dataset):
 
     with pytest.raises(KeyboardInterrupt):
         prepare.make_dataset("verses_char", "char", Corpus("", text))
+    assert contents(dataset) == before
+
+
+def test_leftovers_of_a_killed_process_are_removed(dataset):
+    left = Path("data/verses_char/.new-abc")
+    left.mkdir()
+    (left / "train.bin").write_bytes(b"1234")
+    prepare.prepare("verses_char", ["verses.txt"])
+    assert sorted(os.listdir("data/verses_char")) == ["meta.json", "train.bin", "val.bin"]
+
+
+def test_the_files_of_a_process_that_is_writing_are_not_removed(dataset):
+    with prepare.new_folder(Path("data/verses_char")) as other:
+        prepare.prepare("verses_char", ["verses.txt"])
+        assert other.exists()
+    prepare.prepare("verses_char", ["verses.txt"])
+    assert sorted(os.listdir("data/verses_char")) == ["meta.json", "train.bin", "val.bin"]
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+@pytest.mark.parametrize("second", ["one twö", "one six", "one", "one two three"])
+def test_a_text_that_changes_between_the_passes_is_refused(dataset, kind, second):
+    before = contents(dataset)
+    texts = iter(["one two", second])
+    with pytest.raises(UserError, match="changed while it was being read"):
+        prepare.make_dataset(f"verses_{kind}", kind, Corpus("", lambda: [next(texts)]), 0.5)
     assert contents(dataset) == before
 
 

@@ -1,9 +1,15 @@
+"""What a run prints while it trains."""
+
+import os
 from types import SimpleNamespace
 
 import pytest
 
 from common import progress
 from common.progress import Progress, print_resume_command
+from train import train
+
+ROW = {"train/loss": 2.5, "train/lr": 1e-3, "train/grad_norm": 0.75}
 
 
 @pytest.fixture
@@ -15,12 +21,11 @@ def clock(monkeypatch):
 
 
 def test_a_log_line_has_the_speed_and_the_remaining_time(tiny, clock, capsys):
-    row = {"train/loss": 2.5, "train/lr": 1e-3, "train/grad_norm": 0.75}
     with Progress(tiny(max_steps=103), 0, SimpleNamespace(clock=clock, wandb=None)) as bar:
-        bar.log(0, row)
+        bar.log(0, ROW)
         assert capsys.readouterr().out == ""  # the first step includes start-up
         clock.seconds += 4
-        bar.log(2, row)
+        bar.log(2, ROW)
     assert capsys.readouterr().out == (
         "step      2 | loss 2.5000 | lr 1.00e-03 | gradient norm 0.750 | 64 tokens/s | 3:20 left\n"
     )
@@ -47,3 +52,63 @@ def test_the_command_to_resume_has_the_name_and_folder_of_the_run(tiny, settings
     printed = capsys.readouterr().out
     assert "_last.pt at step 1,234; resume with: " in printed
     assert printed.endswith(f"python train.py {options}\n")
+
+
+def logged(config, clock, capsys, moments: list[tuple[int, float]]) -> list[str]:
+    """The lines that are printed for these steps at these seconds."""
+    with Progress(config, 0, SimpleNamespace(clock=clock, wandb=None)) as bar:
+        for step, seconds in moments:
+            clock.seconds = seconds
+            bar.log(step, ROW)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_remaining_seconds_stay_below_60(tiny, clock, capsys):
+    [line] = logged(tiny(max_steps=430), clock, capsys, [(0, 0.0), (10, 10.023)])
+    assert line.endswith("| 7:00 left")
+
+
+def test_steps_that_become_slow_on_a_busy_machine_are_reported_once(
+    tiny, clock, capsys, monkeypatch
+):
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0 * os.cpu_count(), 0, 0), raising=False)
+    moments = [(0, 0.0), (10, 1.0), (20, 2.0), (30, 7.0), (40, 12.0)]
+    lines = logged(tiny(max_steps=100), clock, capsys, moments)
+    assert [line for line in lines if "other programs" in line] == [
+        "steps take 5.0 times as long: other programs use the processor"
+    ]
+
+
+def test_slow_steps_on_an_idle_machine_are_not_blamed_on_others(tiny, clock, capsys, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0, 0), raising=False)
+    lines = logged(tiny(max_steps=100), clock, capsys, [(0, 0.0), (10, 1.0), (20, 9.0)])
+    assert "other programs" not in "".join(lines)
+
+
+def test_the_last_step_is_logged_and_no_step_twice(dataset, tiny, capsys):
+    train(tiny(max_steps=13, log_interval=5, eval_interval=5))
+    lines = capsys.readouterr().out.splitlines()
+    trained = [int(line.split()[1]) for line in lines if "| loss" in line]
+    assert trained == [5, 10, 12]
+    evaluated = [int(line.split()[1]) for line in lines if "| validation loss" in line]
+    assert evaluated == [0, 5, 10, 13]
+
+
+def test_losses_on_a_part_of_the_validation_split_say_so(dataset, tiny, capsys):
+    train(tiny(eval_tokens=64))
+    printed = capsys.readouterr().out
+    assert " on 64 of " in printed
+    assert "best model (step 12): validation loss" in printed
+    assert " on all " in printed
+
+
+def test_a_model_of_mostly_embeddings_is_pointed_out(dataset, tiny, capsys):
+    train(tiny(n_layers=1, d_ff=1, d_model=2, n_heads=1, max_steps=2, warmup_steps=0))
+    assert "most of them are embeddings" in capsys.readouterr().out
+    train(tiny(run_name="wide", max_steps=2, warmup_steps=0))
+    assert "most of them are embeddings" not in capsys.readouterr().out
+
+
+def test_many_epochs_are_pointed_out(dataset, tiny, capsys):
+    train(tiny(max_steps=600, eval_interval=600, log_interval=100))
+    assert "(the training text is read" in capsys.readouterr().out

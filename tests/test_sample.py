@@ -1,221 +1,266 @@
-import contextlib
-import io
-import math
-import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import TINY, verses
 
-import evaluate
 import sample
 from common import checkpoint
+from common.tokenizer import ByteTokenizer, CharTokenizer
 from config import Config
 from model import GPT
 from prepare import prepare
 from train import train
 
+CKPT = "out/verses_best.pt"
+TOKENIZER = CharTokenizer("".join(sorted(set(verses(100)))))  # of the trained model
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a model that has learnt verses."""
-    folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
-    os.chdir(folder)
-    (folder / "verses.txt").write_text(verses(2000))
-    with contextlib.redirect_stdout(io.StringIO()):
-        for kind in ("char", "byte"):
-            prepare(f"verses_{kind}", ["verses.txt"])
-            changes = {
-                "dataset": f"verses_{kind}",
-                "run_name": kind,
-                "max_steps": 250,
-                "eval_interval": 250,
-                "batch_size": 16,
-            }
-            train(Config(**(TINY | changes)))
-    os.chdir(before)
+    """A folder with a model that has learned the words of verses."""
+    folder = tmp_path_factory.mktemp("trained")
+    changes = {"run_name": "verses", "max_steps": 150, "eval_interval": 150, "batch_size": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("verses.txt").write_text(verses(2000))
+        prepare("verses_char", ["verses.txt"])
+        train(Config(**(TINY | changes)))
     return folder
 
 
 @pytest.fixture
-def run(trained, monkeypatch, capsys):
-    """run(module, *arguments) -> exit status, output, error."""
-    monkeypatch.chdir(trained)
+def generate(trained, folder, capsys):
+    """generate(*arguments): what sample.py prints with these arguments."""
+    shutil.copytree(trained / "out", folder / "out")  # the text and the dataset are not needed
 
-    def run(module, *arguments):
-        status = module.main(["--ckpt", "out/char_best.pt", "--device=cpu", *arguments])
-        return status, *capsys.readouterr()
+    def run(*arguments: str) -> str:
+        status = sample.main(["--ckpt", CKPT, "--device=cpu", *arguments])
+        output, error = capsys.readouterr()
+        assert error == ""
+        assert status == 0
+        return output
 
     return run
 
 
-def test_a_sample_looks_like_what_was_learnt(run):
-    status, text, error = run(
-        sample, "--prompt", "the king ", "--max_new_tokens=300", "--temperature=0.5"
-    )
-    assert status == 0 and error == "" and text.startswith("the king ") and len(text) == 9 + 300 + 1
-    known = {word for line in verses(2000).splitlines() for word in line.split()}
-    words = text.split()[:-1]
-    assert sum(word in known for word in words) / len(words) > 0.8
+def split_samples(output: str) -> list[str]:
+    """The texts that sample.py prints with --num_samples."""
+    _, *samples = output.split("--- sample ")
+    return [text.split(" ---\n", 1)[1].removesuffix("\n") for text in samples]
 
 
-def test_the_seed_decides_the_text(run):
-    one, again, other = (run(sample, f"--seed={seed}")[1] for seed in (1, 1, 2))
-    assert one == again != other
+# -------------------------------------------------------------------------------------------------
+# the text
 
 
-def test_nothing_is_drawn_where_one_token_is_left(run):
-    assert run(sample, "--temperature=0") == run(sample, "--temperature=0", "--seed=9")
-    assert run(sample, "--top_k=1") == run(sample, "--top_k=1", "--seed=9")
+def test_samples_consist_of_the_words_of_the_training_text(generate):
+    text = generate("--prompt=the king ", "--max_new_tokens=300", "--temperature=0.5")
+    *words, _ = text.split()  # the last word may be incomplete
+    known = [word for word in words if word in verses(2000).split()]
+    assert len(known) > 0.8 * len(words)
 
 
-def test_several_samples_come_as_one_batch(run):
-    text = run(sample, "--num_samples=3", "--prompt=my lord", "--max_new_tokens=40")[1]
-    samples = text.split("--- sample ")[1:]
-    assert len(samples) == 3 and len(set(s.split("---\n")[1] for s in samples)) == 3
-    assert all(s.split("---\n")[1].startswith("my lord") for s in samples)
+def test_output_is_the_prompt_and_as_many_tokens_as_asked_for(generate):
+    text = generate("--prompt=the king ", "--max_new_tokens=60")
+    assert text.startswith("the king ")
+    assert len(text) == len("the king ") + 60 + len("\n")
 
 
-def test_it_ends_after_the_stop_text(run):
-    one = run(sample, "--stop=.\n", "--max_new_tokens=400")[1]
-    assert one.count(".\n") == 1 and one.endswith(".\n\n")
-    for text in run(sample, "--stop=.\n", "--num_samples=2", "--max_new_tokens=400")[1].split(
-        "--- sample "
-    )[1:]:
-        assert text.count(".\n") == 1
+def test_equal_seeds_give_equal_texts(generate):
+    assert generate("--seed=1") == generate("--seed=1")
 
 
-def test_a_prompt_from_a_file_longer_than_the_window(run, trained):
-    (trained / "prompt.txt").write_text(verses(50))
-    status, text, _ = run(sample, "--prompt_file=prompt.txt", "--max_new_tokens=5")
-    assert status == 0 and text.startswith(verses(50)) and len(text) == len(verses(50)) + 6
+def test_different_seeds_give_different_texts(generate):
+    assert generate("--seed=1") != generate("--seed=2")
 
 
-def test_a_prompt_and_a_text_from_windows(run, trained):
-    for name, line_end in (("unix.txt", "\n"), ("windows.txt", "\r\n")):
-        (trained / name).write_bytes(
-            b"\xef\xbb\xbf" * (name == "windows.txt") + f"the king{line_end}".encode()
-        )
-    unix, windows = (
-        run(sample, f"--prompt_file={name}", "--max_new_tokens=9")[1]
-        for name in ("unix.txt", "windows.txt")
-    )
-    assert windows.split("\n", 1)[1] == unix.split("\n", 1)[1]
-    (trained / "marked.txt").write_bytes(b"\xef\xbb\xbf" + verses(50).encode())
-    assert run(evaluate, "--text=marked.txt")[0] == 0
+@pytest.mark.parametrize("argument", ["--temperature=0", "--top_k=1", "--top_p=1e-9"])
+def test_the_seed_makes_no_difference_if_only_one_token_is_possible(generate, argument):
+    assert generate(argument, "--seed=1") == generate(argument, "--seed=2")
 
 
-def test_the_likeliest_text_is_that_of_float32(run):
-    state = checkpoint.load("out/char_best.pt")
-    model, tokenizer = checkpoint.build(state, torch.device("cpu"))
+def test_temperature_0_takes_the_most_likely_token_in_float32(generate):
+    model, tokenizer = checkpoint.load(CKPT).build(torch.device("cpu"))
     start = torch.from_numpy(tokenizer.encode("the king").astype("int64"))[None]
     ids = model.generate(start, 400, temperature=0)[0].tolist()
-    assert (
-        run(sample, "--prompt=the king", "--temperature=0", "--max_new_tokens=400")[1]
-        == tokenizer.decode(ids) + "\n"
-    )
+    text = generate("--prompt=the king", "--temperature=0", "--max_new_tokens=400")
+    assert text == tokenizer.decode(ids) + "\n"
 
 
-def test_bytes_are_streamed_as_text(run):
-    assert run(sample, "--ckpt=out/byte_best.pt", "--prompt=é ", "--max_new_tokens=50")[0] == 0
+def test_num_samples_prints_different_texts_after_the_same_prompt(generate):
+    samples = split_samples(generate("--num_samples=3", "--prompt=my lord", "--max_new_tokens=40"))
+    assert len(set(samples)) == 3
+    for text in samples:
+        assert text.startswith("my lord")
+        assert len(text) == len("my lord") + 40
 
 
-def test_data_is_not_needed(run, trained, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert sample.main(["--ckpt", str(trained / "out" / "char_best.pt"), "--max_new_tokens=5"]) == 0
+def test_a_byte_model_samples_after_any_prompt(folder, capsys):
+    Path("verses.txt").write_text(verses(400))
+    prepare("verses_byte", ["verses.txt"])
+    train(Config(**(TINY | {"dataset": "verses_byte", "run_name": "bytes", "max_steps": 2})))
+    capsys.readouterr()
+    assert sample.main(["--ckpt=out/bytes_best.pt", "--prompt=é ", "--max_new_tokens=50"]) == 0
+    assert capsys.readouterr().out.startswith("é ")
+
+
+# -------------------------------------------------------------------------------------------------
+# prompts
+
+
+def test_a_prompt_file_may_be_longer_than_the_context(generate):
+    prompt = verses(50)
+    assert len(prompt) > TINY["block_size"]
+    Path("prompt.txt").write_text(prompt)
+    text = generate("--prompt_file=prompt.txt", "--max_new_tokens=5")
+    assert text.startswith(prompt)
+    assert len(text) == len(prompt) + 5 + len("\n")
+
+
+def test_a_prompt_file_from_windows_is_continued_like_one_from_unix(generate):
+    Path("unix.txt").write_bytes(b"the king\n")
+    Path("windows.txt").write_bytes(b"\xef\xbb\xbfthe king\r\n")
+    unix = generate("--prompt_file=unix.txt", "--max_new_tokens=20")
+    windows = generate("--prompt_file=windows.txt", "--max_new_tokens=20")
+    assert windows.replace("\r", "") == unix
+
+
+def test_carriage_returns_are_kept_if_the_model_knows_them():
+    ids = sample.encode_prompt("a\r\n", CharTokenizer("\n\ra"))
+    assert ids == [2, 1, 0]
+
+
+def test_without_a_prompt_the_text_starts_after_a_newline():
+    assert sample.encode_prompt("", CharTokenizer("\nab")) == [0]
+
+
+# -------------------------------------------------------------------------------------------------
+# streams
+
+
+def stream(ids: list[int]) -> list[torch.Tensor]:
+    return [torch.tensor([[i]]) for i in ids]
+
+
+def decode(text: str, stop: str | None = None) -> list[str]:
+    """The pieces that a stream of the bytes of `text` is decoded to."""
+    tokenizer = ByteTokenizer()
+    writer = sample.Writer(tokenizer, stop)
+    return list(sample.write_one(stream(tokenizer.encode(text).tolist()), writer))
+
+
+def test_a_character_of_several_bytes_appears_once_it_is_complete():
+    assert decode("aé€") == ["a", "", "é", "", "", "€", ""]
+
+
+def test_an_incomplete_character_at_the_end_is_left_out():
+    pieces = sample.write_one(stream([97, 0xE2, 0x82]), sample.Writer(ByteTokenizer(), None))
+    assert "".join(pieces) == "a"
 
 
 @pytest.mark.parametrize(
-    "arguments, status, words",
+    "stop, expected",
     [
-        (
-            ["--ckpt=out/none.pt"],
-            1,
-            "there is no checkpoint out/none.pt; there is out/byte_best.pt",
-        ),
-        (
-            ["--prompt=the Zoo"],
-            2,
-            "the prompt has characters that the tokenizer has never seen: 'Z'",
-        ),
-        (["--prompt_file=none.txt"], 1, "can't read none.txt"),
-        (["--prompt=a", "--prompt_file=b"], 2, "exclude each other"),
-        (["--temperature=-1"], 2, "--temperature must be at least 0"),
-        (["--top_k=0", "--top_p=0"], 2, "--top_p must be above 0"),
-        (["--num_samples=0"], 2, "--num_samples must be at least 1"),
-        (["--max_new_tokens=x"], 2, "--max_new_tokens"),
-        (["--tempreature=1"], 2, "--tempreature"),
-        (["--device=tpu"], 2, "tpu"),
+        ("c", "abc"),
+        ("cab", "abcab"),  # over several tokens
+        ("bcabd", "abcabcabd"),  # begins twice before it is complete
+        ("é", "abcabcabdé"),
+        ("x", "abcabcabdé!"),
+        ("", "abcabcabdé!"),
+        (None, "abcabcabdé!"),
     ],
 )
-def test_bad_arguments_get_one_line(run, arguments, status, words):
-    got, output, error = run(sample, *arguments)
-    assert got == status and output == "" and words in error and error.count("\n") == 1
+def test_a_stream_ends_after_the_first_stop_text(stop, expected):
+    assert "".join(decode("abcabcabdé!", stop)) == expected
 
 
-def test_evaluation_on_the_validation_split_and_on_text_agree(run, trained):
-    status, printed, _ = run(evaluate, "--json")
-    result = evaluate.json.loads(printed)
-    text = verses(2000)
-    (trained / "tail.txt").write_text(text[int(len(text) * 0.9) :])
-    other = evaluate.json.loads(run(evaluate, "--json", "--text=tail.txt")[1])
-    assert (
-        status == 0
-        and result["loss"] == pytest.approx(other["loss"])
-        and result["tokens"] == other["tokens"]
-    )
-    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
-    assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2))
-    entropy = (
-        3 * math.log(3) * 2000 / len(text)
-    )  # of verses: three choices among three, in each line
-    assert entropy < result["loss"] < 2 * entropy
-    assert "nats per token" in run(evaluate)[1]
+def test_text_after_the_stop_text_in_the_same_token_is_left_out():
+    class Words(CharTokenizer):
+        def decode(self, ids):
+            return "".join(["the king. ", "a fool. "][i] for i in ids)
+
+    pieces = sample.write_one(stream([0, 1]), sample.Writer(Words("ab"), "g."))
+    assert "".join(pieces) == "the king."
 
 
-def test_evaluation_refuses_what_it_cannot_measure(run, trained):
-    (trained / "greek.txt").write_text("αβγ", encoding="utf-8")
-    (trained / "one.txt").write_text("t")
-    for argument, words in (
-        ("greek.txt", "never seen: 'α' 'β' 'γ'"),
-        ("one.txt", "too short"),
-        ("no.txt", "can't read"),
-    ):
-        status, _, error = run(evaluate, f"--text={argument}")
-        assert status == 1 and words in error and error.count("\n") == 1
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_a_sample_ends_with_the_stop_text(generate, number):
+    output = generate("--stop=.\n", "--max_new_tokens=200", f"--num_samples={number}")
+    samples = split_samples(output) if number == "2" else [output.removesuffix("\n")]
+    for text in samples:
+        assert text.endswith(".\n")
+        assert text.count(".\n") == 1
 
 
-def test_interactive_goes_on_with_the_text_so_far(run, monkeypatch):
-    seen, typed = [], iter(["the king", "é", "", "a fool"])
+# -------------------------------------------------------------------------------------------------
+# --interactive
 
-    def type_next(prompt):
+
+def type_lines(monkeypatch, lines: list[str]) -> None:
+    """Lets input() return these lines, then reach the end of the input."""
+    remaining = iter(lines)
+
+    def type_line(prompt):
         print(prompt, end="")
-        if line := next(typed, None):
-            return line
-        if line is None:
-            raise EOFError
-        return line
+        try:
+            return next(remaining)
+        except StopIteration:
+            raise EOFError from None
 
-    def stream(model, idx, *args, **options):
-        seen.append("".join(tokenizer.decode(idx[0].tolist())))
-        for number, character in enumerate(" loves thee."):
-            if len(seen) == 1 and number == 6:
-                raise KeyboardInterrupt  # Ctrl-C stops this text, not the program
-            yield torch.from_numpy(tokenizer.encode(character).astype("int64"))[None]
-
-    tokenizer = checkpoint.build(checkpoint.load("out/char_best.pt"), torch.device("cpu"))[1]
-    monkeypatch.setattr("builtins.input", type_next)
-    monkeypatch.setattr(GPT, "stream", stream)
-    status, text, error = run(sample, "--interactive")
-    assert status == 0 and error == ""
-    assert seen == ["the king", "the king loves", "the king loves loves thee.\na fool"]
-    assert "'é'" in text and text.count("> ") == 5
+    monkeypatch.setattr("builtins.input", type_line)
 
 
-def test_interactive_ends_where_there_is_no_input(run, monkeypatch):
+@pytest.fixture
+def continued(monkeypatch):
+    """The texts that the model was asked to continue; it always adds " loves thee."."""
+    texts = []
+
+    def continue_text(model, idx, *args, **options):
+        texts.append(TOKENIZER.decode(idx[0].tolist()))
+        return iter(stream(TOKENIZER.encode(" loves thee.").tolist()))
+
+    monkeypatch.setattr(GPT, "stream", continue_text)
+    return texts
+
+
+def test_interactive_continues_the_whole_text_so_far(generate, continued, monkeypatch):
+    type_lines(monkeypatch, ["the king", "", "a fool"])
+    generate("--interactive")
+    assert continued == [
+        "the king",
+        "the king loves thee.",
+        "the king loves thee. loves thee.\na fool",
+    ]
+
+
+def test_interactive_starts_from_the_prompt(generate, continued, monkeypatch):
+    type_lines(monkeypatch, ["", "a fool"])
+    generate("--interactive", "--prompt=my lord")
+    assert continued == ["my lord", "my lord loves thee.\na fool"]
+
+
+def test_interactive_ignores_a_line_with_unknown_characters(generate, continued, monkeypatch):
+    type_lines(monkeypatch, ["the king", "é", "a fool"])
+    assert "characters that the tokenizer does not know: 'é'" in generate("--interactive")
+    assert continued == ["the king", "the king loves thee.\na fool"]
+
+
+def test_ctrl_c_ends_the_continuation_but_not_the_program(generate, monkeypatch):
+    texts = []
+
+    def interrupted(model, idx, *args, **options):
+        texts.append(TOKENIZER.decode(idx[0].tolist()))
+        yield from stream(TOKENIZER.encode(" loves").tolist())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GPT, "stream", interrupted)
+    type_lines(monkeypatch, ["the king", "a fool"])
+    generate("--interactive")
+    assert texts == ["the king", "the king loves\na fool"]
+
+
+def test_interactive_ends_if_there_is_no_standard_input(generate, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
-    assert run(sample, "--interactive")[0] == 0
-
-
-def test_interactive_is_for_one_text(run):
-    assert run(sample, "--interactive", "--num_samples=2")[0] == 2
+    generate("--interactive")

@@ -1,91 +1,117 @@
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, replace
+import shutil
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import ROOT, verses
 
-import train
 from experiments import runs, scaling
-from experiments.scaling import Law, best_rate, bootstrap, fit
+from experiments.scaling import FITS, Law, best_rate, bootstrap, fit
 from prepare import prepare
 
 TRUE = Law(E=0.9, A=30.0, B=200.0, alpha=0.35, beta=0.37)
-N, D = map(np.ravel, np.meshgrid([4e4, 1e5, 2e5, 7e5, 1.6e6], [2.5e5, 5e5, 1e6, 2e6, 4e6]))
+GRID = np.meshgrid([4e4, 1e5, 2e5, 7e5, 1.6e6], [2.5e5, 5e5, 1e6, 2e6, 4e6])
+N, D = (axis.ravel() for axis in GRID)
 
 
-def test_the_fit_finds_the_law_that_the_losses_come_from():
+def test_the_fit_recovers_the_law_of_the_losses():
     law = fit(N, D, TRUE(N, D))
     assert (law.E, law.alpha, law.beta) == pytest.approx((TRUE.E, TRUE.alpha, TRUE.beta), rel=1e-3)
 
 
-def test_with_noise_the_intervals_hold_the_truth_and_a_run_gone_wrong_bends_nothing(monkeypatch):
+def test_the_fit_is_robust_and_its_intervals_contain_the_truth(monkeypatch):
     monkeypatch.setattr(scaling, "REPEATS", 40)
     rng = np.random.default_rng(1)
     losses = TRUE(N, D) * np.exp(0.003 * rng.standard_normal(len(N)))
-    losses[7] *= 1.5
+    losses[7] *= 1.5  # a bad run
     law = fit(N, D, losses)
     laws = bootstrap(N, D, losses, law)
     for name in ("alpha", "beta"):
         low, high = np.percentile([getattr(other, name) for other in laws], [2.5, 97.5])
-        assert low < getattr(TRUE, name) < high and high - low < 0.3
+        assert low < getattr(TRUE, name) < high
+        assert high - low < 0.3
     assert law(3e6, 8e6) == pytest.approx(TRUE(3e6, 8e6), rel=0.01)
 
 
-def test_the_best_size_is_where_the_law_is_lowest_at_equal_operations():
+@pytest.mark.parametrize("operations", [1e13, 1e16])
+def test_the_best_size_has_the_lowest_loss_at_equal_operations(operations):
     sizes = np.geomspace(1e3, 1e9, 20_001)
-    for operations in (1e13, 1e16):
-        best = sizes[np.argmin(TRUE(sizes, operations / 6 / sizes))]
-        assert TRUE.best_parameters(operations) == pytest.approx(best, rel=1e-2)
+    losses = TRUE(sizes, operations / 6 / sizes)
+    best = sizes[np.argmin(losses)]
+    assert TRUE.best_parameters(operations) == pytest.approx(best, rel=1e-2)
+    assert TRUE.best_loss(operations) == pytest.approx(losses.min())
+    assert TRUE.best_ratio(operations) == pytest.approx(operations / 6 / best**2, rel=2e-2)
 
 
-def test_the_best_rate_is_the_lowest_point_of_a_parabola():
+def test_best_rate_is_the_minimum_of_a_parabola():
     losses = {rate: 2 + np.log(rate / 3e-3) ** 2 for rate in (1e-3, 2e-3, 4e-3, 8e-3)}
     assert best_rate(losses) == pytest.approx(3e-3)
 
 
-def test_a_small_analysis_leaves_its_runs_a_table_and_figures(folder, tiny, monkeypatch, capsys):
+def simulate(configs: dict, parallel: int) -> dict:
+    """In place of run_all: results that follow TRUE, with a best learning rate of 1 / sqrt(N)."""
+    results = {}
+    for key, config in configs.items():
+        size = (config.n_layers, config.d_model)
+        parameters, _ = scaling.parameter_counts(size, scaling.VOCAB_SIZE)
+        steps = config.max_steps
+        loss = TRUE(parameters, steps * config.tokens_per_step)
+        loss += 0.1 * np.log(config.learning_rate * parameters**0.5) ** 2
+        result = {"seed": config.seed, "final": loss, "best": loss}
+        results[key] = result | {"val_steps": [0, steps], "val_losses": [5.0, loss]}
+    return results
+
+
+@pytest.fixture
+def texts(folder, monkeypatch):
+    """The current folder, with small texts in the place of scaling.LONG and scaling.SHORT."""
     (folder / "verses.txt").write_text(verses(400))
     for kind in ("byte", "char"):
         prepare(f"verses_{kind}", ["verses.txt"])
-    sizes, budgets = ((1, 32), (2, 32), (2, 64)), (640, 1280, 2560)
-    small = {
-        "LONG": "verses_byte", "SHORT": "verses_char", "SIZES": sizes, "BUDGETS": budgets, "EPOCHS": 1,
-        "HELD_OUT": ((sizes[2], budgets[2]),), "RATE_SIZES": sizes[:2], "RATE_BUDGET": budgets[0], "RATES": (1e-3, 3e-2, 1.0),
-        "BASE": replace(tiny(), eval_tokens=200), "REPEATS": 2, "STARTS": 1,
-    }  # fmt: skip
-    for name, value in small.items():
-        monkeypatch.setattr(scaling, name, value)
-    monkeypatch.setattr(
-        runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1)
-    )  # quicker than new processes
-    monkeypatch.setattr(train, "draw", lambda *_: None)  # curves take longer than runs this small
-    assert scaling.main(["--seeds=1", "--results=results"]) == 0
-    shown, rows = capsys.readouterr().out, runs.read_rows(Path("results/runs.jsonl"))
-    assert Path("results/table.md").read_text().strip() in shown
+    monkeypatch.setattr(scaling, "LONG", "verses_byte")
+    monkeypatch.setattr(scaling, "SHORT", "verses_char")
+    return folder
+
+
+def test_the_analysis_recovers_a_law_from_simulated_runs(texts, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "run_all", simulate)
+    monkeypatch.setattr(scaling, "REPEATS", 2)
+    assert scaling.main(["--seeds=2", "--results=results"]) == 0
+    output = capsys.readouterr().out
+    assert Path("results/scaling/table.md").read_text() in output
+    rows = runs.read_rows(Path("results/scaling/runs.jsonl"))
     parts = [row["part"] for row in rows]
-    assert [parts.count(part) for part in ("fit", "held out", "short text")] == [
-        4,
-        1,
-        3,
-    ] and parts.count("rates") >= 6
-    monkeypatch.setattr(
-        runs, "ProcessPoolExecutor", lambda *_: pytest.fail("all runs had been made")
-    )
+    counts = [parts.count(part) for part in ("fit", "held out", "short text")]
+    assert counts == [2 * 4 * 5, 2 * 4, 6]
+    c, p = scaling.rate_rule(rows)
+    assert p == pytest.approx(-0.5, abs=0.01)
+    law, _ = scaling.read_laws(Path("results/scaling/laws.json"))[scaling.MAIN]
+    assert law(1e6, 1e6) == pytest.approx(TRUE(1e6, 1e6), rel=0.01)
+
+    shutil.rmtree("data")  # so that a new run would fail
     assert scaling.main(["--redraw", "--results=results"]) == 0
-    assert capsys.readouterr().out in shown
+    assert capsys.readouterr().out == output
     for name in ("law", "short_text"):
-        assert Path("results", f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert Path(f"results/scaling/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("dataset", ["verses_byte", "verses_char"])
+def test_the_runs_of_a_size_train(texts, tiny, monkeypatch, dataset):
+    monkeypatch.setattr(scaling, "BASE", tiny(eval_tokens=200))
+    config = scaling.size_config(dataset, (1, 32), 512, rate=1e-2, seed=1)
+    assert config.max_steps == 4
+    assert config.patience == (3 if dataset == "verses_char" else None)
+    assert runs.run_one(config)["final"] < 6
 
 
 def test_committed_table_and_laws_are_those_of_the_runs(monkeypatch):
     monkeypatch.setattr(scaling, "REPEATS", 2)
-    folder = ROOT / scaling.RESULTS
+    folder = ROOT / runs.RESULTS / "scaling"
     rows, laws = runs.read_rows(folder / "runs.jsonl"), scaling.read_laws(folder / "laws.json")
-    assert scaling.table(rows, laws) == (folder / "table.md").read_text(encoding="utf-8").strip()
+    assert scaling.tables(rows, laws) + "\n" == (folder / "table.md").read_text(encoding="utf-8")
     for name, (law, others) in laws.items():
-        points = scaling.arrays(rows, "fit", *scaling.FITS[name])
+        points = scaling.arrays(rows, "fit", FITS[name])
         for again, kept in zip([fit(*points), *bootstrap(*points, law)], [law, *others]):
             assert again(*points[:2]) == pytest.approx(kept(*points[:2]), rel=1e-4)
             assert astuple(again)[3:] == pytest.approx(astuple(kept)[3:], rel=0.01)

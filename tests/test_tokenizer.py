@@ -10,7 +10,9 @@ from common.tokenizer import (
     CharTokenizer,
     UnknownCharacters,
     difference,
+    first_document,
     from_dict,
+    known_line_ends,
 )
 
 TEXTS = [
@@ -66,7 +68,7 @@ def test_byte_ids_are_bytes():
 
 
 def test_unknown_characters_are_named():
-    with pytest.raises(UnknownCharacters, match="'x' 'ß'") as error:
+    with pytest.raises(UnknownCharacters, match="'x', 'ß'") as error:
         CharTokenizer("abc").encode("axbßx")
     assert error.value.characters == "xß"
 
@@ -80,13 +82,68 @@ def test_a_stream_decoder_keeps_unfinished_characters():
     assert [decode([b]) for b in "é!".encode()] == ["", "é", "!"]
 
 
-@pytest.mark.parametrize("characters, start_id", [("\nab", 0), ("\t\nab", 1), ("ab", 0)])
-def test_a_text_starts_after_a_newline_if_there_is_one(characters, start_id):
-    assert CharTokenizer(characters).start_id == start_id
+@pytest.mark.parametrize(
+    "characters, separator, start_ids",
+    [
+        ("\nab", None, [0]),
+        ("\t\nab", None, [1]),
+        ("ab", None, [0]),
+        ("\nab", "b", [2]),
+        ("\nab", "\n\n", [0, 0]),
+    ],
+)
+def test_a_text_starts_after_a_separator_or_a_newline(characters, separator, start_ids):
+    assert CharTokenizer(characters, separator).start_ids == start_ids
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_documents_are_encoded_with_the_separator_between_them(kind):
+    tokenizer = make(kind)
+    if kind != "bpe":
+        tokenizer.separator = "or"
+    ids = tokenizer.encode_documents(["To be", "not", "é"])
+    assert tokenizer.decode(ids) == tokenizer.separator.join(["To be", "not", "é"])
+    assert from_dict(tokenizer.to_dict()).separator == tokenizer.separator
+    tokenizer.separator = None if kind != "bpe" else tokenizer.separator
+
+
+@pytest.mark.parametrize("space", [" ", "\n", " \n", "\u00a0"])
+def test_bpe_encodes_a_million_white_space_characters(space):
+    tokenizer = make("bpe")
+    text = "before the space" + space * 1_000_000 + "after the space"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert ids[:3].tolist() == tokenizer.encode("before the space").tolist()
+
+
+def test_errors_about_many_characters_are_short():
+    many = "".join(map(chr, range(0x4E00, 0x9FFF)))
+    with pytest.raises(UnknownCharacters) as error:
+        CharTokenizer("abc").encode(many)
+    assert len(str(error.value)) < 300
+    assert len(difference(CharTokenizer("abc"), CharTokenizer(many))) < 500
+
+
+def test_line_ends_of_windows_are_known_to_every_tokenizer():
+    assert known_line_ends("a\r\nb", CharTokenizer("\nab")) == "a\nb"
+    assert known_line_ends("a\r\nb", CharTokenizer("\n\rab")) == "a\r\nb"
+    assert known_line_ends("a\r\nb", ByteTokenizer()) == "a\r\nb"
+
+
+def test_the_first_document_ends_before_the_separator():
+    assert first_document("ab\ncd\n", CharTokenizer("\nabcd", "\n")) == "ab"
+    assert first_document("ab\ncd\n", CharTokenizer("\nabcd")) == "ab\ncd\n"
 
 
 @pytest.mark.parametrize(
-    "state", [{}, {"kind": "words"}, {"kind": "char"}, {"kind": "char", "characters": "aa"}]
+    "state",
+    [
+        {},
+        {"kind": "words"},
+        {"kind": "char"},
+        {"kind": "char", "characters": "aa"},
+        {"kind": "char", "characters": "ab", "separator": "c"},
+    ],
 )
 def test_invalid_states_are_refused(state):
     with pytest.raises(ValueError):
@@ -96,7 +153,7 @@ def test_invalid_states_are_refused(state):
 def test_bpe_is_gpt2s():
     tokenizer = make("bpe")
     assert tokenizer.vocab_size == 50257
-    assert tokenizer.start_id == 50256
+    assert tokenizer.start_ids == [50256]
     assert tokenizer.encode("Hello world").tolist() == [15496, 995]  # as published with GPT-2
     assert tokenizer.decode([50256]) == "<|endoftext|>"
 

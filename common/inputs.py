@@ -1,0 +1,178 @@
+"""The user's own text: files, folders, pipes and JSON Lines as a corpus."""
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from common.errors import UserError, listed
+from common.files import STDIN, NotText, find, last_gap, read_pieces
+from data import END, Corpus, Text, documents
+
+LONG_DOCUMENT = 1 << 20  # characters; longer ones are passed on in pieces
+
+
+class Input:
+    """A file, or standard input or a pipe, which is copied to a temporary file to be read twice."""
+
+    def __init__(self, path: Path):
+        self.path, self.copy = path, None
+        self.name = "standard input" if path == STDIN else str(path)
+        if path == STDIN or not path.is_file():
+            self.copy = tempfile.TemporaryFile()
+            with nullcontext(sys.stdin.buffer) if path == STDIN else open(path, "rb") as pipe:
+                shutil.copyfileobj(pipe, self.copy)
+            self.size = self.copy.tell()
+        else:
+            self.size = path.stat().st_size
+
+    def pieces(self, encoding: str) -> Iterator[str]:
+        """Yields the text in pieces; what has been added to the file since __init__ is left out.
+
+        Raises NotText, or OSError.
+        """
+        if self.copy:
+            self.copy.seek(0)
+        return read_pieces(self.copy or self.path, encoding, self.size)
+
+
+def read_inputs(
+    inputs: list[str],
+    *,
+    pattern: str | None = None,
+    separator: str | None = None,
+    field: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    skip_undecodable: bool = False,
+) -> Corpus:
+    """The text of files, of folders, of wildcards that match some, and of "-", standard input.
+
+    A document is what is between two `separator`s, or the fields of a line of JSON Lines, or else
+    a file. pattern: which files of folders. Raises UserError.
+    """
+    if separator is not None and field:
+        raise UserError("--separator and --field can't be combined", status=2)
+    if separator == "":
+        raise UserError("--separator must not be empty", status=2)
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise UserError(
+            f"{encoding!r} is not an encoding that Python knows, such as latin-1 or utf-16", 2
+        ) from None
+    default = ["*.jsonl"] if field else ["*.txt", "*.md"]
+    found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]
+    if skip_undecodable:
+        found = without_undecodable(found, encoding)
+    if not field and (lines := [i.name for i in found if i.name.endswith((".jsonl", ".ndjson"))]):
+        print(f"note: --field NAME makes each line of {listed(lines)} a document")
+
+    def text() -> Text:
+        problems = []
+        for file in found:
+            pieces = file.pieces(encoding)
+            try:
+                if field:
+                    yield from documents(json_documents(file.name, pieces, field))
+                elif separator:
+                    yield from divide(pieces, separator)
+                else:
+                    yield from pieces
+            except NotText as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{file.name} can't be read ({error.strerror})")
+            yield END
+        if problems:
+            raise UserError(
+                f"{listed(problems)}: give their encoding, such as --encoding latin-1, leave them"
+                " out with --skip_undecodable, or convert them"
+            )
+
+    source = ", ".join("standard input" if name == str(STDIN) else name for name in inputs)
+    return Corpus(source, text)
+
+
+def without_undecodable(files: list[Input], encoding: str) -> list[Input]:
+    """The files that can be decoded; prints which others there are. Raises UserError if all are."""
+    good, bad = [], []
+    for file in files:
+        try:
+            for _ in file.pieces(encoding):
+                pass
+            good.append(file)
+        except (NotText, OSError):
+            bad.append(file.name)
+    if bad:
+        print(f"left out {len(bad):,} of {len(files):,} files, not {encoding} text: {listed(bad)}")
+    if not good:
+        raise UserError("no file is left: give their encoding, such as --encoding latin-1")
+    return good
+
+
+def json_documents(name: str, pieces: Iterable[str], fields: Sequence[str]) -> Iterator[str]:
+    """Yields the fields of each line of JSON Lines, joined by blank lines. Raises UserError."""
+    for number, line in enumerate(lines(pieces), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name}, line {number:,} is not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{name}, line {number:,} is not a JSON object with fields")
+        for field in fields:
+            if not isinstance(record.get(field), str):
+                problem = "is not text" if field in record else "is missing"
+                raise UserError(
+                    f"{name}, line {number:,}: the field {field!r} {problem}; there are"
+                    f" {listed([repr(key) for key in record])}"
+                )
+        text = "\n\n".join(record[field] for field in fields)
+        text = text if text.strip() else ""
+        yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half characters
+
+
+def lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Yields the lines of a text in pieces, without line ends."""
+    line = []
+    for piece in pieces:
+        first, *others = piece.split("\n")
+        line.append(first)
+        for other in others:
+            yield "".join(line)
+            line = [other]
+    yield "".join(line)
+
+
+def divide(pieces: Iterable[str], separator: str) -> Text:
+    """Divides a text at each separator into documents, without newlines at their ends.
+
+    A newline in the separator also matches that of Windows.
+    """
+    pattern = re.compile(re.escape(separator).replace("\\\n", "\r?\n"))
+    rest = ""
+    begun = False  # whether a part of the document in `rest` has been passed on
+    for piece in pieces:
+        *complete, rest = pattern.split(rest + piece)
+        for document in complete:
+            yield trim(document, begun)
+            yield END
+            begun = False
+        if len(rest) > LONG_DOCUMENT:
+            # keep what may be the beginning of a separator, or newlines at the end
+            end = last_gap(rest[: -2 * len(separator)].rstrip())
+            yield rest[:end] if begun else rest[:end].lstrip("\r\n")
+            rest, begun = rest[end:], True
+    yield trim(rest, begun)
+
+
+def trim(document: str, begun: bool) -> str:
+    """A document, or the end of one that has begun, without newlines around it."""
+    if begun:
+        return document.rstrip("\r\n")
+    return document.strip("\r\n") if document.strip() else ""

@@ -1,0 +1,312 @@
+"""What is in a corpus, which documents are used, and which of them are for validation."""
+
+import hashlib
+import re
+import unicodedata
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from common.dataset import SPLITS
+from common.errors import UserError, listed
+from common.tokenizer import CODE_POINTS, END_OF_TEXT, Tokenizer, UnknownCharacters, code_points
+from data import END, Corpus, Text
+
+SPLIT_SEED = 1337  # decides which documents are held back
+TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indices of SPLITS
+NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
+CHANGED = "the text has changed while it was being read: try again"
+PLAIN = {  # what --replace_unknown writes for typographic characters
+    "\u2018": "'",
+    "\u2019": "'",
+    "\u201a": "'",
+    "\u201c": '"',
+    "\u201d": '"',
+    "\u201e": '"',
+    "\u00ab": '"',
+    "\u00bb": '"',
+    "\u2010": "-",
+    "\u2011": "-",
+    "\u2012": "-",
+    "\u2013": "-",
+    "\u2014": "--",
+    "\u2015": "--",
+    "\u2026": "...",
+    "\u2212": "-",
+    '"': "'",
+    "`": "'",
+    "\t": " ",
+}
+
+
+def read(corpus: Corpus) -> Iterator[tuple[int, int, str]]:
+    """Yields each piece with TRAIN or, in the corpus's own validation text, VAL, and the number of
+    its document. Documents without text don't count.
+    """
+    number, empty = 0, True
+    texts = [corpus.text()] + ([corpus.validation()] if corpus.validation else [])
+    for part, text in enumerate(texts):
+        for piece in chain(text, [END]):
+            if piece:
+                yield part, number, piece
+                empty = False
+            elif piece is END and not empty:
+                number, empty = number + 1, True
+
+
+def limited(corpus: Corpus, limit: int) -> Corpus:
+    """The documents that fit into `limit` bytes together, in order; if none does, a part of the
+    first one.
+    """
+    chosen, total = bytearray(), 0  # a 1 for each document that fits
+    for size in document_sizes(corpus.text()):
+        chosen.append(total + size <= limit)
+        total += size if chosen[-1] else 0
+        if total > 0.99 * limit:  # the rest need not be read
+            break
+    if any(chosen):
+        return Corpus(corpus.source, lambda: choose(corpus.text(), chosen))
+    return Corpus(corpus.source, lambda: beginning(corpus.text(), limit))
+
+
+def document_sizes(text: Text) -> Iterator[int]:
+    """Yields the length of each document in bytes."""
+    last, size = 0, 0
+    for _, number, piece in read(Corpus("", lambda: text)):
+        if number > last:
+            yield size
+            last, size = number, 0
+        size += len(piece.encode("utf-8"))
+    yield size
+
+
+def choose(text: Text, chosen: bytearray) -> Text:
+    """The documents whose number has a 1."""
+    last = 0
+    for _, number, piece in read(Corpus("", lambda: text)):
+        if number == len(chosen):
+            return
+        if number > last:
+            yield END
+            last = number
+        if chosen[number]:
+            yield piece
+
+
+def beginning(text: Text, limit: int) -> Text:
+    """The first `limit` bytes of the first document, without a character that is cut in two."""
+    for _, number, piece in read(Corpus("", lambda: text)):
+        if number > 0 or limit <= 0:
+            return
+        content = piece.encode("utf-8")
+        yield content[:limit].decode("utf-8", errors="ignore")
+        limit -= len(content)
+
+
+# ------------------------------------------------------------------------------------------------
+# The first pass
+
+
+class Hash:
+    """sha256 of each document of a text."""
+
+    def __init__(self):
+        self.document = hashlib.sha256()  # of the document that is being read
+        self.all = hashlib.sha256()  # of the digests of those before
+        self.beginnings = array("Q")  # 8 bytes of each digest, to find equal documents
+
+    def add(self, number: int, content: bytes) -> None:
+        """number: of the document; those before it have ended."""
+        if number > len(self.beginnings):
+            self.end_document()
+            self.document = hashlib.sha256()
+        self.document.update(content)
+
+    def end_document(self) -> None:
+        digest = self.document.digest()
+        self.all.update(digest)
+        self.beginnings.append(int.from_bytes(digest[:8], "little"))
+
+
+@dataclass
+class Survey:
+    """What the first pass finds out."""
+
+    sizes: array  # characters of each document
+    hash: Hash
+    own_validation: int  # number of documents in the corpus's own validation text
+    vocabulary: str  # the different characters, sorted
+    excerpt: str  # the beginning of the text
+    warnings: list[str]
+
+
+def survey(corpus: Corpus) -> Survey:
+    """Reads the corpus once."""
+    sizes, hashed, parts = array("Q"), Hash(), array("B")
+    seen = np.zeros(CODE_POINTS, dtype=bool)
+    known = b""  # the ASCII among them
+    excerpt, nuls, marked = "", {}, False
+    for part, number, text in read(corpus):
+        if number == len(sizes):
+            sizes.append(0)
+            parts.append(part)
+        sizes[number] += len(text)
+        excerpt = excerpt or text[:200].strip()
+        content = text.encode("utf-8")
+        hashed.add(number, content)
+        # dropping ASCII already seen, usually all of it, is faster than checking every character
+        if new := content.translate(None, delete=known):
+            seen[code_points(new.decode("utf-8"))] = True
+            known = np.flatnonzero(seen[:128]).astype(np.uint8).tobytes()
+        if NUL in text:
+            nuls[number] = nuls.get(number, 0) + text.count(NUL)
+        if not marked and END_OF_TEXT in text:
+            marked = re.search(rf"^{re.escape(END_OF_TEXT)}\r?$", text, re.MULTILINE) is not None
+    if len(sizes):
+        hashed.end_document()
+    warnings = []
+    if many := [number for number, count in nuls.items() if count > 0.01 * sizes[number]]:
+        warnings.append(
+            f"{len(many):,} of {len(sizes):,} documents have many NUL characters: if they are"
+            " UTF-16, use --encoding utf-16, utf-16-le or utf-16-be"
+        )
+    if marked:
+        warnings.append(
+            f"the text has lines {END_OF_TEXT!r}: --separator '{END_OF_TEXT}' divides it into"
+            " documents there"
+        )
+    vocabulary = "".join(map(chr, np.flatnonzero(seen)))
+    return Survey(sizes, hashed, sum(parts), vocabulary, excerpt, warnings)
+
+
+def assign(found: Survey, val_fraction: float) -> np.ndarray:
+    """TRAIN, VAL or LEFT_OUT for each document; prints what the user should know about it.
+
+    Of equal documents only the first is used. With a fixed seed, whole documents are chosen for
+    validation whose size together is as near to val_fraction of the text as they allow.
+    """
+    sizes = np.array(found.sizes, dtype=np.int64)
+    assignment = np.full(len(sizes), TRAIN, dtype=np.uint8)
+    if found.own_validation:
+        assignment[-found.own_validation :] = VAL
+        return assignment
+    _, first = np.unique(np.array(found.hash.beginnings), return_index=True)
+    if copies := len(sizes) - len(first):
+        print(f"{copies:,} of {len(sizes):,} documents are copies of others: left out")
+        assignment[:] = LEFT_OUT
+        assignment[first] = TRAIN
+    documents = np.flatnonzero(assignment == TRAIN)
+    if len(documents) < 2:
+        return assignment
+
+    # take documents in random order as long as they fit, then one more if that is nearer
+    order = np.random.default_rng(SPLIT_SEED).permutation(documents)
+    target, total = val_fraction * sizes[documents].sum(), 0
+    for number in order[:-1]:
+        if total + sizes[number] <= target:
+            assignment[number] = VAL
+            total += sizes[number]
+    others = order[assignment[order] == TRAIN]
+    distances = np.abs(total + sizes[others] - target)
+    if total == 0 or len(others) > 1 and distances.min() < target - total:
+        nearest = others[distances.argmin()]
+        assignment[nearest] = VAL
+        total += sizes[nearest]
+    fraction = total / sizes[documents].sum()
+    if abs(fraction - val_fraction) > 0.2 * val_fraction:
+        print(
+            f"warning: {fraction:.1%} of the text is for validation instead of {val_fraction:.1%},"
+            f" as the {len(documents):,} documents are not divided: split large files, or use"
+            " --separator"
+        )
+    return assignment
+
+
+def split(
+    corpus: Corpus, found: Survey, assignment: np.ndarray, val_fraction: float
+) -> Iterator[tuple[str, int, str]]:
+    """Yields each piece of text with its split, "train" or "val", and the number of its document.
+
+    A single text is cut, and its end is for validation. Raises UserError if the text has changed
+    since the survey.
+    """
+    kept = np.flatnonzero(assignment != LEFT_OUT)
+    single = len(kept) == 1
+    left = int(found.sizes[kept[0]] * (1 - val_fraction))  # characters still for training
+    again = Hash()
+    for _, number, text in read(corpus):
+        again.add(number, text.encode("utf-8"))
+        if number not in range(len(assignment)) or assignment[number] == LEFT_OUT:
+            continue
+        if not single:
+            yield SPLITS[assignment[number]], number, text
+            continue
+        if left > 0:
+            yield "train", number, text[:left]
+        if left < len(text):
+            yield "val", number, text[left:]
+        left = max(0, left - len(text))
+    again.end_document()
+    if again.beginnings != found.hash.beginnings:
+        raise UserError(CHANGED)
+
+
+def sha256_of(found: Survey, assignment: np.ndarray) -> str:
+    """sha256 of a single text; of several documents, of their digests and of the split."""
+    if len(found.sizes) == 1:
+        return found.hash.document.hexdigest()
+    return hashlib.sha256(found.hash.all.digest() + assignment.tobytes()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------
+# A text in the characters of another one
+
+
+def substitutes(unknown: str, characters: str) -> dict[str, str]:
+    """For each unknown character the known ones that are most like it, or nothing."""
+    found = {}
+    for character in unknown:
+        plain = PLAIN.get(character) or unicodedata.normalize("NFKD", character)
+        if not set(plain) & set(characters):  # such as double quotation marks: try single ones
+            plain = PLAIN.get(plain, plain)
+        found[character] = "".join(c for c in plain if c in characters)
+    return found
+
+
+def replaced(corpus: Corpus, substitutes: dict[str, str]) -> Corpus:
+    table = str.maketrans(substitutes)
+
+    def text(pieces: Text) -> Text:
+        for piece in pieces:
+            yield piece.translate(table) if piece else piece
+
+    validation = corpus.validation and (lambda: text(corpus.validation()))
+    return Corpus(corpus.source, lambda: text(corpus.text()), validation)
+
+
+def fit(
+    corpus: Corpus, found: Survey, tokenizer: Tokenizer, dataset: str, replace_unknown: bool
+) -> tuple[Corpus, Survey]:
+    """The corpus in the characters that the tokenizer of `dataset` knows, and its survey.
+
+    Raises UserError if there are others and replace_unknown is false.
+    """
+    if tokenizer.kind != "char":
+        return corpus, found
+    unknown = "".join(sorted(set(found.vocabulary) - set(tokenizer.characters)))
+    if unknown and unknown != "\r" and not replace_unknown:
+        raise UserError(
+            f"{dataset}'s tokenizer can't encode this text: it has"
+            f" {UnknownCharacters(unknown)}; replace them with --replace_unknown, or prepare both"
+            " datasets with bytes (..._byte)"
+        )
+    if not unknown:
+        return corpus, found
+    written = substitutes(unknown, tokenizer.characters)
+    shown = listed([f"{character!r} by {text!r}" for character, text in written.items()])
+    print(f"replaced characters that {dataset} does not know: {shown}")
+    corpus = replaced(corpus, written)
+    return corpus, survey(corpus)

@@ -1,0 +1,351 @@
+"""The user's own files: finding them, decoding them, dividing them into documents."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, verses
+
+import prepare
+from common import files, inputs
+from common.errors import UserError
+from common.files import expand, find, matches
+from common.inputs import read_inputs
+from data import END
+
+
+def texts(*names, **options) -> list[str]:
+    """The documents of some inputs."""
+    stream = list(read_inputs(list(names), **options).text())
+    found = [""]
+    for piece in stream:
+        found[-1] += piece or ""
+        if piece is END:
+            found.append("")
+    return [text for text in found if text]
+
+
+def write(**contents: str | bytes) -> None:
+    """Writes files; in their names __ stands for a slash, and a last _ for the dot."""
+    for name, content in contents.items():
+        path = Path(".".join(name.replace("__", "/").rsplit("_", 1)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+# finding files
+
+
+def test_hidden_files_are_left_out(folder):
+    write(texts__a_txt="a", texts__b__c_txt="c")
+    for name in ("._a.txt", ".ipynb_checkpoints/a.txt", "b/.git/c.txt"):
+        path = Path("texts", name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\xff\xfe")
+    assert texts("texts") == ["a", "c"]
+
+
+def test_a_hidden_file_can_be_named(folder):
+    Path(".notes").mkdir()
+    Path(".notes/a.txt").write_text("a")
+    assert texts(".notes") == ["a"]
+    assert texts(".notes/a.txt") == ["a"]
+
+
+def test_links_are_followed_once(folder):
+    write(elsewhere__a_txt="a", elsewhere__deep__b_txt="b", texts__c_txt="c")
+    Path("texts/one").symlink_to("../elsewhere")
+    Path("texts/two").symlink_to("../elsewhere/deep")
+    Path("texts/file.txt").symlink_to("../elsewhere/a.txt")
+    assert sorted(texts("texts")) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_to_a_parent_does_not_loop(folder, target):
+    write(texts__deep__a_txt="a", other__b_txt="b")
+    Path("texts/deep/up").symlink_to(target)
+    assert texts("texts") == ["a"]
+
+
+def test_links_to_each_other_do_not_loop(folder):
+    write(texts__one__a_txt="a", texts__two__b_txt="b")
+    Path("texts/one/other").symlink_to("../two")
+    Path("texts/two/other").symlink_to("../one")
+    assert sorted(texts("texts")) == ["a", "b"]
+
+
+def test_broken_links_are_reported(folder, capsys):
+    write(texts__a_txt="a")
+    Path("texts/b.txt").symlink_to("nowhere")
+    assert texts("texts") == ["a"]
+    assert "can't read texts/b.txt" in capsys.readouterr().out
+
+
+def test_folders_that_can_not_be_read_are_reported(folder, capsys, monkeypatch):
+    write(texts__a_txt="a", texts__secret__b_txt="b")
+    scandir = os.scandir
+
+    def guarded(path):  # root may read every folder
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert texts("texts") == ["a"]
+    assert "can't read texts/secret" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given", [["a.txt", "a.txt"], ["texts", "texts/a.txt"], ["a.txt", "./a.txt"]]
+)
+def test_a_file_given_twice_counts_once(folder, given, capsys):
+    write(a_txt="a", texts__a_txt="a")
+    assert texts(*given) == ["a"]
+    assert "given more than once, used once" in capsys.readouterr().out
+
+
+def test_wildcards_are_expanded(folder):
+    write(b_txt="b", a_txt="a", texts__deep__c_txt="c", d_md="d")
+    assert expand(["*.txt", "d.md"]) == ["a.txt", "b.txt", "d.md"]
+    assert texts("texts/**/*.txt") == ["c"]
+    Path("odd[1].txt").write_text("odd")
+    assert texts("odd[1].txt") == ["odd"]
+    with pytest.raises(UserError, match=r"no file matches \*.rst"):
+        expand(["*.rst"])
+
+
+@pytest.mark.parametrize(
+    "path, pattern, matching",
+    [
+        ("a.txt", "*.txt", True),
+        ("deep/er/a.txt", "*.txt", True),
+        ("a.TXT", "*.txt", True),
+        ("a.txt", "**/*.txt", True),
+        ("deep/er/a.txt", "**/*.txt", True),
+        ("deep/er/a.txt", "deep/*.txt", False),
+        ("deep/a.txt", "deep/*.txt", True),
+        ("src/x/y/a.py", "src/**/*.py", True),
+        ("src/a.py", "src/**/*.py", True),
+        ("lib/a.py", "src/**/*.py", False),
+        ("src/x/a.py", "src/**", True),
+        ("a.txt", ".txt", False),
+    ],
+)
+def test_patterns(path, pattern, matching):
+    assert matches(path.split("/"), pattern) == matching
+
+
+@pytest.mark.parametrize("pattern", [".rst", "rst"])
+def test_a_pattern_without_a_wildcard_is_explained(folder, pattern):
+    write(texts__a_rst="a")
+    with pytest.raises(UserError, match=r"did you mean --pattern '\*\.rst'"):
+        find(["texts"], [pattern])
+
+
+# pipes
+
+
+def test_standard_input(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\nb".encode())))
+    write(a_txt="a")
+    corpus = read_inputs(["-", "a.txt"])
+    for _ in range(2):
+        assert "".join(piece or "|" for piece in corpus.text()) == "é\nb|a|"
+    assert corpus.source == "standard input, a.txt"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+@pytest.mark.parametrize("pipe", ["cat a.txt | {} --input -", "{} --input <(cat a.txt)"])
+def test_pipes_of_a_shell(folder, pipe):
+    text = verses(3000)
+    write(a_txt=text)
+    command = pipe.format(f"{sys.executable} {ROOT / 'prepare.py'} a_char")
+    subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+    meta = json.loads(Path("data/a_char/meta.json").read_text())
+    assert meta["train"]["bytes"] + meta["val"]["bytes"] == len(text)
+
+
+# encodings
+
+
+def test_all_files_that_can_not_be_decoded_are_named_at_once(folder):
+    write(texts__a_txt=b"caf\xe9", texts__b_txt="ok", texts__c_txt=b"\xff\xfea\0")
+    with pytest.raises(UserError) as error:
+        texts("texts")
+    assert "texts/a.txt is not UTF-8 text (byte 3 is 0xe9)" in str(error.value)
+    assert "texts/c.txt is not UTF-8 text (byte 0 is 0xff)" in str(error.value)
+    assert "--encoding" in str(error.value)
+    assert "--skip_undecodable" in str(error.value)
+
+
+def test_files_that_can_not_be_decoded_can_be_left_out(folder, capsys):
+    late = b"a" * files.BLOCK_BYTES + b"\xff"
+    write(texts__a_txt=late, texts__b_txt="ok")
+    assert texts("texts", skip_undecodable=True) == ["ok"]
+    assert "left out 1 of 2 files, not utf-8 text: texts/a.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "cp1252", "utf-8", "UTF8"])
+def test_an_encoding_can_be_given(folder, encoding, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 7)
+    write(a_txt="café\r\n".encode(encoding) * 1)
+    assert texts("a.txt", encoding=encoding) == ["café\r\n"]
+
+
+@pytest.mark.parametrize("encoding", ["hex", "utf-17", ""])
+def test_an_unknown_encoding_is_refused(folder, encoding):
+    write(a_txt="a")
+    with pytest.raises(UserError, match="is not an encoding") as error:
+        texts("a.txt", encoding=encoding)
+    assert error.value.status == 2
+
+
+def test_utf16_without_a_mark_is_explained(folder):
+    write(a_txt="café".encode("utf-16-le"))
+    with pytest.raises(UserError, match="a.txt is not utf-16 text"):
+        texts("a.txt", encoding="utf-16")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_that_decodes_as_utf8_gets_a_warning(folder, encoding, capsys):
+    write(texts__a_txt=verses(10).encode(encoding), texts__b_txt=verses(2000))
+    prepare.prepare("texts_char", ["texts"])
+    assert "1 of 2 documents have many NUL characters" in capsys.readouterr().out
+
+
+def test_a_few_nuls_get_no_warning(folder, capsys):
+    write(a_txt=verses(100) + "\0")
+    prepare.prepare("a_char", ["a.txt"])
+    assert "NUL" not in capsys.readouterr().out
+
+
+def test_what_is_added_to_a_file_between_the_passes_is_left_out(folder):
+    write(a_txt="first line\n")
+    corpus = read_inputs(["a.txt"])
+    for _ in range(2):
+        assert "".join(piece or "" for piece in corpus.text()) == "first line\n"
+        with open("a.txt", "a") as file:
+            file.write("sécond line\n")
+
+
+# separators
+
+
+@pytest.mark.parametrize("size", [1 << 16, 5])
+@pytest.mark.parametrize(
+    "text, separator, expected",
+    [
+        ("Emma\nNoah\n\nMia", "\n", ["Emma", "Noah", "Mia"]),
+        ("Emma\r\nNoah\r\n", "\n", ["Emma", "Noah"]),
+        ("one\ntwo\n\nthree\n\n\n\n four\n", "\n\n", ["one\ntwo", "three", " four"]),
+        ("one\r\ntwo\r\n\r\nthree\r\n", "\n\n", ["one\r\ntwo", "three"]),
+        ("One.\n<|endoftext|>\nTwo\n\nlines.\n<|endoftext|>\n", "<|endoftext|>", ["One.", "Two\n\nlines."]),
+        ("a<|endoftext|>b<|endoftext|>c", "<|endoftext|>", ["a", "b", "c"]),
+        ("a.*b.*c", ".*", ["a", "b", "c"]),
+        ("a\n  \nb", "\n", ["a", "b"]),
+        ("a\tb", "\t", ["a", "b"]),
+    ],
+)  # fmt: skip
+def test_a_separator_divides_a_file(folder, monkeypatch, size, text, separator, expected):
+    monkeypatch.setattr(files, "BLOCK_BYTES", size)
+    write(a_txt=text)
+    assert texts("a.txt", separator=separator) == expected
+
+
+def test_long_documents_are_divided_in_pieces(folder, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(inputs, "LONG_DOCUMENT", 300)
+    expected = [verses(40, seed=seed).strip() for seed in range(3)]
+    write(a_txt="\n\n" + "\n||\n\n".join(expected) + "\n\n")
+    corpus = read_inputs(["a.txt"], separator="||")
+    assert max(len(piece) for piece in corpus.text() if piece) < 500
+    assert texts("a.txt", separator="||") == expected
+
+
+@pytest.mark.parametrize("kind, end", [("char", "\n"), ("byte", "\n"), ("bpe", "<|endoftext|>")])
+def test_the_separator_is_between_documents(folder, kind, end, request):
+    if kind == "bpe":
+        request.getfixturevalue("bpe")
+    names = [f"name {i}" for i in range(100)]
+    write(names_txt="\r\n".join(names) + "\r\n")
+    assert prepare.main([f"names_{kind}", "--input", "names.txt", "--separator", r"\n"]) == 0
+    dataset = prepare.load_dataset(f"names_{kind}")
+    train, val = (dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val))
+    assert sorted(train.split(end) + val.split(end)) == sorted(names)
+    assert 9 <= len(val.split(end)) <= 11
+    assert dataset.tokenizer.separator == end
+
+
+def test_a_separator_that_does_not_occur_is_refused(folder):
+    write(a_txt=verses(10))
+    with pytest.raises(UserError, match=r"--separator '\|\|' divides nothing: a.txt"):
+        prepare.prepare("a_char", ["a.txt"], separator="||")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_end_of_text_marks_are_pointed_out(folder, end, capsys):
+    write(a_txt=f"{end}<|endoftext|>{end}".join(["One.", "Two.", "Three."]))
+    prepare.prepare("a_char", ["a.txt"])
+    assert "--separator '<|endoftext|>'" in capsys.readouterr().out
+    prepare.prepare("a_char", ["a.txt"], separator="<|endoftext|>")
+    assert "--separator '<|endoftext|>'" not in capsys.readouterr().out
+
+
+# JSON Lines
+
+
+PAPERS = [
+    {"id": 1, "title": "Walking", "abstract": "On two\nlegs."},
+    {"id": 2, "title": "Flying 😀", "abstract": "With wings."},
+]
+
+
+@pytest.mark.parametrize("size", [1 << 16, 5])
+def test_json_lines(folder, monkeypatch, size):
+    monkeypatch.setattr(files, "BLOCK_BYTES", size)
+    first, second = map(json.dumps, PAPERS)
+    write(papers_jsonl=f"{first}\r\n\n{second}")
+    assert texts("papers.jsonl", field=["title"]) == ["Walking", "Flying 😀"]
+    assert texts("papers.jsonl", field=["title", "abstract"]) == [
+        "Walking\n\nOn two\nlegs.",
+        "Flying 😀\n\nWith wings.",
+    ]
+
+
+def test_json_lines_in_a_folder(folder):
+    write(papers__a_jsonl=json.dumps(PAPERS[0]), papers__b_txt="not this")
+    assert texts("papers", field=["title"]) == ["Walking"]
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "line 3 is not JSON"),
+        ("[1]", "line 3 is not a JSON object"),
+        ("[" * 100_000, "line 3 is not JSON"),
+        ('{"name": "x"}', "line 3: the field 'title' is missing; there are 'name'"),
+        ('{"title": 5}', "line 3: the field 'title' is not text"),
+        ('{"title": null}', "line 3: the field 'title' is not text"),
+    ],
+)
+def test_lines_that_are_not_json_are_named(folder, line, words):
+    write(papers_jsonl=f'{{"title": "a"}}\n\n{line}\n')
+    with pytest.raises(UserError) as error:
+        texts("papers.jsonl", field=["title"])
+    assert f"papers.jsonl, {words}" in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_half_characters_in_json_are_replaced(folder):
+    write(papers_jsonl=r'{"title": "a \ud83d b \ud83d\ude00"}')
+    assert texts("papers.jsonl", field=["title"]) == ["a \ufffd b 😀"]
+
+
+def test_json_lines_without_a_field_are_pointed_out(folder, capsys):
+    write(papers_jsonl=json.dumps(PAPERS[0]))
+    texts("papers.jsonl")
+    assert "--field NAME makes each line of papers.jsonl a document" in capsys.readouterr().out

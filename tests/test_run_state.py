@@ -1,0 +1,97 @@
+"""The files of a run: what is kept, refused and checked before the first step."""
+
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from helpers import stop_at
+
+from common import checkpoint
+from common.errors import UserError
+from common.metrics import Metrics
+from train import main, train
+
+LAST = Path("out/tiny_last.pt")
+
+
+def test_a_new_run_keeps_all_files_of_a_finished_one(finished_run, tiny, capsys):
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    train(tiny(seed=2))
+    assert "kept the files of an earlier run as out/tiny_*.prev.*" in capsys.readouterr().out
+    for name, content in before.items():
+        stem, suffix = os.path.splitext(name)
+        assert Path(f"out/{stem}.prev{suffix}").read_bytes() == content
+
+
+def test_an_unfinished_run_is_not_replaced(dataset, tiny, monkeypatch):
+    stop_at(monkeypatch, 6)
+    train(tiny())
+    monkeypatch.undo()
+    monkeypatch.chdir(dataset)
+    content = LAST.read_bytes()
+    with pytest.raises(UserError, match="stopped at step 7 of 12: continue it with --resume"):
+        train(tiny())
+    assert LAST.read_bytes() == content
+    assert train(tiny(run_name="other"))["finished"]
+
+
+def test_a_run_that_ran_out_of_patience_counts_as_finished(dataset, tiny):
+    settings = {"learning_rate": 1e-9, "eval_interval": 2, "patience": 1, "max_steps": 50}
+    train(tiny(**settings))
+    assert checkpoint.load(LAST).step < 50
+    train(tiny(**settings))
+    assert Path("out/tiny_last.prev.pt").exists()
+
+
+def test_a_second_run_of_the_same_name_is_refused_while_the_first_is_alive(dataset, tiny, capsys):
+    config = tiny()
+    with Metrics(config.path("metrics.jsonl"), config, "id", 0, overflows=False):
+        with pytest.raises(UserError, match="still alive.*another --run_name"):
+            train(config)
+        assert train(tiny(run_name="other"))["finished"]
+    assert train(config)["finished"]
+
+
+def test_a_full_disk_is_noticed_before_the_first_step(dataset, tiny, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 100_000))
+    with pytest.raises(UserError, match="out has 0 MB of free disk space; .* need 1 MB"):
+        train(tiny())
+    assert not LAST.exists()
+
+
+def test_the_space_that_is_checked_is_enough_for_all_checkpoints(dataset, tiny, monkeypatch):
+    needed = []
+    usage = namedtuple("usage", "total used free")
+
+    def disk_usage(folder):
+        needed.append(folder)
+        return usage(0, 0, 10**9)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    for optimizer in ("adamw", "muon"):
+        train(tiny(optimizer=optimizer, run_name=optimizer, ema_decay=0.9))
+        size = Path(f"out/{optimizer}_last.pt").stat().st_size
+        assert size < 2_000_000
+    assert needed
+
+
+def test_a_tilde_in_out_dir_is_the_home_folder(dataset, tiny, monkeypatch):
+    monkeypatch.setenv("HOME", str(dataset / "home"))
+    train(tiny(out_dir="~/runs"))
+    assert Path("home/runs/tiny_best.pt").exists()
+    assert not Path("~").exists()
+
+
+def test_a_stopped_run_exits_with_130_and_a_second_start_with_2(dataset, monkeypatch, capsys):
+    from helpers import arguments
+
+    Path("empty.py").write_text("")
+    stop_at(monkeypatch, 3)
+    assert main(["empty.py", *arguments()]) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(dataset)
+    assert main(["empty.py", *arguments()]) == 2
+    assert "continue it with --resume" in capsys.readouterr().err
