@@ -1,3 +1,4 @@
+import os
 import random
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from config import Config
 from prepare import prepare
 from train import train
 
+os.environ["CAPSTONE_DATA"] = "data"  # datasets are in the current folder of each test
 torch.set_num_threads(1)  # the models here are so small that threads would only wait
 
 

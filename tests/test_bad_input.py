@@ -116,7 +116,7 @@ TABLE = [
     (["train.py", "tiny.py", "--on_cpu=maybe"], 2, "on_cpu must be true or false"),
     (["train.py", "tiny.py", "--max_steps"], 2, "--max_steps: expected one argument"),
     # config files
-    (["train.py", "nowhere.py"], 2, "can't read the config file nowhere.py"),
+    (["train.py", "nowhere.py"], 2, "there is no config file nowhere.py"),
     (["train.py", "folder.py"], 2, "can't read the config file folder.py"),
     (["train.py", "binary.py"], 2, "config file binary.py, line 1"),
     (["train.py", "syntax.py"], 2, "syntax.py, line 2: SyntaxError"),
@@ -242,7 +242,7 @@ META = "data/verses_char/meta.json"
         (
             "data/verses_char/val.bin",
             np.full(832, 999, "<u2").tobytes(),
-            "val.bin has the id 999, but the vocabulary only 23 tokens",
+            "val.bin has the id 999, but the vocabulary has only 23 tokens",
         ),
     ],
 )

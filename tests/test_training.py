@@ -12,7 +12,6 @@ from helpers import (
     before_update,
     run,
     same,
-    stop_at,
     timeless,
     trained_steps,
     weights,
@@ -106,7 +105,7 @@ def test_logging_and_sampling_do_not_change_training(dataset, tiny):
 
 def test_a_diverged_model_is_never_saved(dataset, tiny):
     diverging = tiny(
-        norm_type="none", qk_norm=False, learning_rate=1e25, warmup_steps=0, eval_interval=1
+        norm_type="none", qk_norm=False, learning_rate=1e18, warmup_steps=0, eval_interval=1
     )
     with pytest.raises(UserError, match="is nan|is inf"):
         train(diverging)
@@ -125,25 +124,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(dataset, tiny, mon
         train(tiny(log_interval=5))
     assert checkpoint.load(LAST).step == 6
     assert all(tensor.isfinite().all() for tensor in weights(LAST).values())
-
-
-def test_a_new_run_keeps_the_best_checkpoint_of_an_earlier_one(finished_run, tiny, capsys):
-    old = weights(BEST)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 2)  # before the new run has a best model
-        train(tiny(seed=2))
-    assert same(weights(BEST), old)
-    assert not os.path.exists("out/tiny_best.prev.pt")
-
-    train(tiny(seed=2, resume=True))
-    assert "kept the best checkpoint of an earlier run as out/tiny_best.prev.pt" in (
-        capsys.readouterr().out
-    )
-    assert same(weights("out/tiny_best.prev.pt"), old)
-    assert not same(weights(BEST), old)
-
-    train(tiny(seed=2, max_steps=18, resume=True))  # this time the best is the run's own
-    assert same(weights("out/tiny_best.prev.pt"), old)
 
 
 def test_the_average_of_the_weights_is_evaluated_and_saved(dataset, tiny):
