@@ -202,7 +202,7 @@ def convert(setting: Setting, value: object) -> object:
 
 def intended(name: str) -> str | None:
     """The setting that an unknown name was probably meant to be."""
-    name = str(name).lower()
+    name = str(name).lower()  # a key of a config file's on_cpu can be anything
     near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.7)
     return NAMES_ELSEWHERE.get(name) or (near[0] if near else None)
 

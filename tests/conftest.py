@@ -13,7 +13,7 @@ from config import Config
 from prepare import prepare
 from train import train
 
-os.environ["CAPSTONE_DATA"] = "data"  # each test has its own, in its current folder
+os.environ["CAPSTONE_DATA"] = "data"  # datasets are in the current folder of each test
 torch.set_num_threads(1)  # the models here are so small that threads would only wait
 
 

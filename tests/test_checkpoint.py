@@ -90,13 +90,15 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(saved, tmp_path, monkeypatc
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
-def test_peek_returns_the_values_of_a_checkpoint(saved, tmp_path):
+def test_peek_reads_the_values_of_a_checkpoint(saved, tmp_path):
     checkpoint.save(tmp_path / "a.pt", saved)
-    assert checkpoint.peek(tmp_path / "a.pt")["run_id"] == "id"
+    state = checkpoint.peek(tmp_path / "a.pt")
+    assert state["run_id"] == "id"
+    assert state["step"] == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"To be, or not to be", pickle.dumps({"run_id": "id"})])
-def test_peek_returns_nothing_of_another_file(tmp_path, content):
+def test_peek_finds_nothing_in_another_file(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
     assert checkpoint.peek(tmp_path / "a.pt") == {}
     assert checkpoint.peek(tmp_path / "missing.pt") == {}

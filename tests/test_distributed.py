@@ -52,7 +52,7 @@ def test_after_the_death_of_a_process_torchrun_resumes_the_run(dataset, empty_co
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     os.kill(int(children.split()[1]), signal.SIGKILL)
     output, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
+    assert process.returncode == 0, output + error
     assert "resumed from out/tiny_last.pt" in output
     assert trained_steps(METRICS) == list(range(120))
 
