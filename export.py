@@ -75,7 +75,7 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, **sampling
 generated from it have at most {block_size:,} tokens in all: there is no sliding window here. {note}
 """
 NOTES = {
-    "char": "The tokenizer knows only the characters of its training text; on any other it raises an"
+    "char": "The tokenizer knows only the characters of its training text; any other raises an"
     ' error ("not found in the vocabulary").',
     "byte": "The tokens are the bytes of UTF-8.",
     "bpe": 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',

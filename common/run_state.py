@@ -91,8 +91,8 @@ def check_disk_space(run) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder} has {free / 1e6:,.0f} MB of free disk space; the checkpoints of this run need"
-            f" {needed / 1e6:,.0f} MB: make room or choose another --out_dir"
+            f"{folder} has {free / 1e6:,.0f} MB of free disk space, but the checkpoints of this run"
+            f" need {needed / 1e6:,.0f} MB: free some or choose another --out_dir"
         )
 
 

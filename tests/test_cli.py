@@ -33,8 +33,15 @@ def test_a_text_option_without_a_value_is_refused(arguments):
 
 @pytest.mark.parametrize(
     "typed, text",
-    [(r"\n", "\n"), (r"a\tb", "a\tb"), (r"\\n", r"\n"), (r"\d", r"\d"), ("\n", "\n"), (r"\r\n", "\r\n")],
-)  # fmt: skip
+    [
+        (r"\n", "\n"),
+        (r"a\tb", "a\tb"),
+        (r"\\n", r"\n"),
+        (r"\d", r"\d"),
+        ("\n", "\n"),
+        (r"\r\n", "\r\n"),
+    ],
+)
 def test_escapes_that_a_shell_leaves(typed, text):
     assert parse("--stop", typed).stop == text
     assert parse("--prompt", typed).prompt == typed

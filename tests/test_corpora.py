@@ -181,7 +181,9 @@ def document(i: int) -> str:
 
 @contextmanager
 def arxiv(monkeypatch, total=100, answer=None):
-    """An arXiv on this machine; answer(n, start) may give another page for the n-th request, or page, status, headers.
+    """An arXiv on this machine.
+
+    answer(n, start) may return another page for the n-th request, or a page, status and headers.
 
     Yields the requests.
     """

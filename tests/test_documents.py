@@ -24,7 +24,7 @@ SETTINGS = {"block_size": 8, "max_steps": 150, "batch_size": 16, "eval_interval"
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """A folder with a model that has memorized ten names; separators of one and of two characters."""
+    """A folder with a model that has memorized ten names; one or two characters separate them."""
     folder = tmp_path_factory.mktemp("names")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -17,6 +17,8 @@ from common.files import expand, find, matches
 from common.inputs import read_inputs
 from data import END
 
+MARK = "<|endoftext|>"
+
 
 def texts(*names, **options) -> list[str]:
     """The documents of some inputs."""
@@ -243,13 +245,13 @@ def test_what_is_added_to_a_file_between_the_passes_is_left_out(folder):
         ("Emma\r\nNoah\r\n", "\n", ["Emma", "Noah"]),
         ("one\ntwo\n\nthree\n\n\n\n four\n", "\n\n", ["one\ntwo", "three", " four"]),
         ("one\r\ntwo\r\n\r\nthree\r\n", "\n\n", ["one\r\ntwo", "three"]),
-        ("One.\n<|endoftext|>\nTwo\n\nlines.\n<|endoftext|>\n", "<|endoftext|>", ["One.", "Two\n\nlines."]),
+        ("One.\n<|endoftext|>\nTwo\n\nlines.\n<|endoftext|>\n", MARK, ["One.", "Two\n\nlines."]),
         ("a<|endoftext|>b<|endoftext|>c", "<|endoftext|>", ["a", "b", "c"]),
         ("a.*b.*c", ".*", ["a", "b", "c"]),
         ("a\n  \nb", "\n", ["a", "b"]),
         ("a\tb", "\t", ["a", "b"]),
     ],
-)  # fmt: skip
+)
 def test_a_separator_divides_a_file(folder, monkeypatch, size, text, separator, expected):
     monkeypatch.setattr(files, "BLOCK_BYTES", size)
     write(a_txt=text)

@@ -1,4 +1,4 @@
-"""Whatever is in a file, a command ends with a status and at most one line; tokens keep the text."""
+"""Whatever a file contains, a command ends with a status and at most one line of error."""
 
 import contextlib
 import io

@@ -57,7 +57,7 @@ def test_a_second_run_of_the_same_name_is_refused_while_the_first_is_alive(datas
 def test_a_full_disk_is_noticed_before_the_first_step(dataset, tiny, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 100_000))
-    with pytest.raises(UserError, match="out has 0 MB of free disk space; .* need 1 MB"):
+    with pytest.raises(UserError, match="out has 0 MB of free disk space, but .* need 1 MB"):
         train(tiny())
     assert not LAST.exists()
 
