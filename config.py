@@ -61,13 +61,14 @@ class Config(GPTConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        positive = "batch_size micro_batch_size max_steps eval_interval eval_tokens log_interval"
-        others = "warmup_steps weight_decay grad_clip min_lr sample_interval seed"
-        lowest = dict.fromkeys(f"{positive} patience".split(), 1) | dict.fromkeys(others.split(), 0)
-        for name, least in lowest.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                found.append(f"{name} must be at least {least}, not {value}")
+        counts = ("batch_size", "micro_batch_size", "max_steps", "patience")
+        intervals = ("eval_interval", "eval_tokens", "log_interval")
+        may_be_zero = ("warmup_steps", "weight_decay", "grad_clip", "min_lr", "sample_interval")
+        for least, names in ((1, counts + intervals), (0, may_be_zero + ("seed",))):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not least <= value < math.inf:
+                    found.append(f"{name} must be at least {least}, not {value}")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} must lie in [0, 1), not {getattr(self, name)}")

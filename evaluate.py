@@ -9,13 +9,14 @@ import math
 import numpy as np
 import torch
 
-from common import distributed, gpt2
+from common import distributed
 from common.checkpoint import Checkpoint
 from common.cli import Parser, command
 from common.dataset import bits_per_byte, load_dataset, windows
 from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
 from common.files import read_text
+from common.gpt2 import load_model
 from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
@@ -68,7 +69,7 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
     """Measures a checkpoint, or GPT-2, on a text, or on its validation split. Raises UserError."""
     # the model
     device, _ = pick_device(device_name)
-    saved = gpt2.load(path)
+    saved = load_model(path)
     model, tokenizer = saved.build(device)
     config = saved.settings()
 
@@ -88,7 +89,7 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         name = f"the validation split of {dataset.name}"
         tokens, n_bytes = dataset.val, dataset.meta["val"]["bytes"]
     else:
-        raise UserError(f"{path} has no validation split here: use --text FILE", status=2)
+        raise UserError("GPT-2 comes without a validation split: use --text FILE", status=2)
     if len(tokens) < 2:
         raise UserError(f"{name} is too short: a loss needs at least 2 tokens")
 

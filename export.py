@@ -26,7 +26,7 @@ from common.gpt2 import (
     to_transformers,
 )
 from common.tokenizer import Tokenizer
-from model import GPT, GPTConfig, count_parameters
+from model import GPT, RMS_EPS, ROPE_BASE, GPTConfig, count_parameters
 
 ROPE = {"norm_type": "rmsnorm", "norm_position": "pre", "pos_type": "rope", "mlp_type": "swiglu"}
 ARCHITECTURES = {
@@ -125,8 +125,8 @@ def describe_model(config: GPTConfig, architecture: str) -> dict:
         "hidden_size": config.d_model,
         "intermediate_size": config.mlp_width,
         "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
+        "rms_norm_eps": RMS_EPS,
+        "rope_theta": ROPE_BASE,
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
     }

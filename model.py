@@ -13,6 +13,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+RMS_EPS = 1e-6
+ROPE_BASE = 10_000.0
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -98,7 +101,7 @@ class RMSNorm(nn.Module):
     arXiv:1910.07467).
     """
 
-    def __init__(self, width: int, eps: float = 1e-6):
+    def __init__(self, width: int, eps: float = RMS_EPS):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
@@ -119,7 +122,7 @@ def build_norm(config: GPTConfig) -> nn.Module:
             return nn.Identity()
 
 
-def rope_tables(block_size: int, head_dim: int, base: float = 10_000.0):
+def rope_tables(block_size: int, head_dim: int, base: float = ROPE_BASE):
     """cos and sin of every position's angles, each (block_size, D / 2) (Su et al., 2021,
     arXiv:2104.09864)."""
     frequencies = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
@@ -128,7 +131,7 @@ def rope_tables(block_size: int, head_dim: int, base: float = 10_000.0):
 
 
 def rotate(x, cos, sin):
-    """Rotates channels i and i + D/2 of x (B, H, T, D) as a pair, by its position's angle.
+    """Rotates each pair of channels (i, i + D/2) of x (B, H, T, D) by its angle at each position.
 
     cos, sin: (T, D / 2).
     """
@@ -148,7 +151,7 @@ def attend(q, k, v):
 
 
 def attend_on_cpu_in_bfloat16(q, k, v):
-    """The same by hand, for more than one query: PyTorch's kernel is 2 to 8 times slower there."""
+    """attend() written out: for several queries PyTorch's kernel is 2 to 8 times slower here."""
     T, S, D = q.size(2), k.size(2), q.size(3)
     mask = torch.full((T, S), -math.inf, dtype=q.dtype).triu(1 + S - T)
     scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(D))
@@ -315,6 +318,8 @@ class GPT(nn.Module):
         end = start + idx.size(1)
         if end > self.config.block_size:
             raise ValueError(f"{end} positions exceed block_size {self.config.block_size}")
+        if start and idx.size(1) > 1:
+            raise ValueError("a filled cache takes one position at a time")
         x = self.token_embedding(idx)
         rope = None
         if self.config.pos_type == "learned":
@@ -399,7 +404,7 @@ def next_token_loss(logits, ids, reduction: str = "mean"):
 
 
 def flops_per_token(config: GPTConfig) -> float:
-    """Floating-point operations to train on one token: 6 per parameter, and those of attention
-    (Kaplan et al., 2020, arXiv:2001.08361)."""
+    """Floating-point operations to train on one token: 6 per parameter, embeddings included, and
+    those of attention (Chowdhery et al., 2022, arXiv:2204.02311, appendix B)."""
     attention = 12 * config.n_layers * config.d_model * config.block_size
     return 6.0 * count_parameters(config) + attention

@@ -35,6 +35,8 @@ from common.survey import (
     CHANGED,
     LEFT_OUT,
     NUL,
+    TRAIN,
+    VAL,
     Survey,
     assign,
     fit,
@@ -95,7 +97,7 @@ def find_corpus(
         if unknown := sorted(options.keys() - own.keys()):
             raise UserError(f"--{unknown[0]} can't be combined with --input", status=2)
         if load:
-            print(f"note: the text is that of --input, not the project's corpus {name}")
+            print(f"note: using --input instead of the built-in corpus {name}")
         return read_inputs(inputs, **options)
     if not load:
         raise UserError(
@@ -192,17 +194,24 @@ def make_tokenizer(kind: str, characters: str, separator: str | None = None) -> 
     return tokenizer
 
 
-def reuse_tokenizer(dataset: str, kind: str, separator: str | None, given: bool) -> Tokenizer:
-    """The tokenizer of a dataset, for text with this separator, or without documents if it is None.
+def other_tokenizer(dataset: str, kind: str) -> Tokenizer:
+    """The tokenizer of another dataset. Raises UserError if it is not of this kind."""
+    tokenizer = load_dataset(dataset).tokenizer
+    if tokenizer.kind != kind:
+        raise UserError(f"{dataset} uses {tokenizer.kind} tokens, not {kind} tokens", status=2)
+    return tokenizer
+
+
+def reuse_tokenizer(
+    other: Tokenizer, dataset: str, separator: str | None, given: bool
+) -> Tokenizer:
+    """The tokenizer `other` of a dataset, for text with this separator, or without one if None.
 
     given: the user wants this one; else it may be another that the tokenizer knows. Raises
-    UserError if the tokenizer has another kind or does not know the separator.
+    UserError if the tokenizer does not know the separator.
     """
-    other = load_dataset(dataset).tokenizer
-    if other.kind != kind:
-        raise UserError(f"{dataset} uses {other.kind} tokens, not {kind} tokens", status=2)
-    if kind != "char":
-        return make_tokenizer(kind, "", separator)
+    if other.kind != "char":
+        return make_tokenizer(other.kind, "", separator)
     if separator is None:
         return CharTokenizer(other.characters)
     if not given:
@@ -270,14 +279,20 @@ def make_dataset(
         raise UserError(
             f"--separator {separator!r} divides nothing: {corpus.source} is one document"
         )
-    between = (separator or NUL) if len(found.sizes) > 1 + bool(found.own_validation) else None
-    if tokenizer_of:
-        tokenizer = reuse_tokenizer(tokenizer_of, kind, between, separator is not None)
-        corpus, found = fit(corpus, found, tokenizer, tokenizer_of, replace_unknown)
-    else:
-        tokenizer = make_tokenizer(kind, found.vocabulary, between)
+    other = other_tokenizer(tokenizer_of, kind) if tokenizer_of else None
+    if other:
+        corpus, found = fit(corpus, found, other, tokenizer_of, replace_unknown)
     assignment = assign(found, val_fraction)
     documents = int((assignment != LEFT_OUT).sum())
+
+    # the tokenizer: a separator that training never shows would be a start that means nothing
+    several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
+    between = (separator or NUL) if separator or several[TRAIN] else None
+    if other:
+        tokenizer = reuse_tokenizer(other, tokenizer_of, between, separator is not None)
+    else:
+        blank_line = "\n" if several[VAL] else ""  # between documents if there is no separator
+        tokenizer = make_tokenizer(kind, found.vocabulary + blank_line, between)
     too_few = UserError(
         f"{sum(found.sizes):,} characters in {documents:,} documents are too few for a training and"
         " a validation part"

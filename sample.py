@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from common import gpt2
 from common.cli import Parser, command, escape_controls, unescape
 from common.device import pick_device, pick_weights_dtype
 from common.errors import UserError
 from common.files import read_text
+from common.gpt2 import load_model
 from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends
 
 
@@ -168,7 +168,7 @@ def main(argv: list[str]) -> None:
 
     # the model
     device, _ = pick_device(args.device)
-    model, tokenizer = gpt2.load(args.ckpt).build(device)
+    model, tokenizer = load_model(args.ckpt).build(device)
     if args.temperature > 0:  # without randomness, rounding to bfloat16 could decide the text
         model.to(pick_weights_dtype(device, args.num_samples))
     generator = torch.Generator(device).manual_seed(args.seed)

@@ -14,9 +14,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from common import checkpoint, distributed, gpt2, run_state
+from common import checkpoint, distributed, run_state
 from common.arguments import load_config
 from common.checkpoint import SavedModel
 from common.cli import command, escape_controls, quote
@@ -30,6 +29,7 @@ from common.device import (
     reuse_memory,
 )
 from common.errors import UserError
+from common.gpt2 import load_model
 from common.metrics import Metrics, read_metrics, summarize
 from common.muon import Muon
 from common.progress import Progress, print_resume_command, print_summary
@@ -63,7 +63,7 @@ class Batches:
             )
         self.tokens, self.config = tokens, config
         self.windows_per_epoch = max(1, (len(tokens) - T) // T)
-        self.epoch_starts = lru_cache(maxsize=2)(self.shuffle)  # a batch touches at most two often
+        self.epoch_starts = lru_cache(maxsize=2)(self.shuffle)  # a batch rarely spans more
 
     def shuffle(self, epoch: int) -> np.ndarray:
         """Where the windows of an epoch start, in the order in which they are used."""
@@ -91,7 +91,7 @@ class Batches:
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """Linear warmup, then a cosine that would reach final_lr at max_steps."""
+    """Linear warmup to config.learning_rate, then a cosine to final_lr at max_steps."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
@@ -179,12 +179,12 @@ class Run:
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
 
-        # average the weights; the decay starts small, to forget the random initial weights soon
+        # update the moving average; a low decay at first soon forgets the random initial weights
         if self.average:
             decay = min(config.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
                 weights, average = list(self.model.parameters()), list(self.average.parameters())
-                get_ema_multi_avg_fn(decay)(average, weights, None)
+                torch._foreach_lerp_(average, weights, 1 - decay)
         return loss, norm
 
     def evaluate(self) -> tuple[float, bool]:
@@ -198,12 +198,6 @@ class Run:
         if best:
             self.best_step, self.best_val_loss = self.step, loss
         return loss, best
-
-    def out_of_patience(self) -> bool:
-        """Whether none of the last `patience` evaluations improved."""
-        interval, patience = self.config.eval_interval, self.config.patience
-        evaluations = self.step // interval - self.best_step // interval
-        return patience is not None and evaluations >= patience
 
     def sample(self, length: int) -> str:
         """A text of `length` tokens, or a whole document; equal weights give equal texts."""
@@ -239,11 +233,11 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
     reuse_memory()
 
     # data
-    processes, parts = distributed.world_size(), config.micro_batch_size or 1
-    if config.batch_size % (processes * parts):
+    processes, micro_batch = distributed.world_size(), config.micro_batch_size or 1
+    if config.batch_size % (processes * micro_batch):
         raise UserError(
             f"batch_size={config.batch_size} can't be divided among {processes} processes"
-            f" in micro-batches of {parts}",
+            f" in micro-batches of {micro_batch}",
             status=2,
         )
     if distributed.is_first():
@@ -265,7 +259,7 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
         run_state.resume(run, start or checkpoint.load(config.path("last.pt")))
         choices["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}")
     elif config.init_from:
-        run_state.init_from(run, start or gpt2.load(config.init_from))
+        run_state.init_from(run, start or load_model(config.init_from))
         choices["start"] = ("step 0", f"with the weights of {config.init_from}")
     if compiled:
         run.forward = compile_model(run.model)
@@ -288,7 +282,7 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
 
 
 def loop(run: Run, metrics: Metrics) -> bool:
-    """Trains from run.step on. Returns whether the run has finished, rather than been stopped."""
+    """Trains from run.step on. Returns True if the run finished, False if a signal stopped it."""
     config, timer = run.config, SaveTimer(run.config.save_interval)
     with Progress(config, run.step, metrics) as progress, StopSignals() as signals:
         for step in range(run.step, config.max_steps + 1):
@@ -297,30 +291,33 @@ def loop(run: Run, metrics: Metrics) -> bool:
             evaluate = last or step % config.eval_interval == 0
             stop, save = distributed.any_process(signals.received, timer.due(step))
 
-            # evaluate and save; flush first, as weights that diverged must not be saved
+            # evaluate and save; flush first: it raises Diverged, so bad weights are never saved
             if evaluate or stop or save:
                 metrics.flush()
                 with metrics.clock.paused():
-                    best = evaluate and evaluate_run(run, metrics, progress)
+                    best = evaluate_run(run, metrics, progress) if evaluate else False
                     metrics.sync()
                     run_state.save(run, best)
                 timer.saved()
 
             # end, at the last step or when the loss no longer improves
-            if not last and run.out_of_patience():
+            impatient = run_state.out_of_patience(
+                step, run.best_step, config.eval_interval, config.patience
+            )
+            if not last and impatient:
                 progress.print(f"no improvement in {config.patience} evaluations: stopping early")
                 last = True
             if last or stop:
                 return last
 
-            # show what the model writes by now
+            # print a sample
             if config.sample_interval and step and step % config.sample_interval == 0:
                 with metrics.clock.paused():
                     text = run.sample(200)
                     metrics.write(step, {"sample": text})
                     progress.print(f"--- sample at step {step:,} ---\n{escape_controls(text)}\n---")
 
-            # make one step; reading its loss makes the loop wait, so do it at log_interval only
+            # one update; reading its loss waits for the device, so only every log_interval steps
             loss, norm = run.update(step)
             metrics.add(step, learning_rate(step, config), loss, norm)
             if step % config.log_interval == 0 or step + 1 == config.max_steps:

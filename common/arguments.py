@@ -13,20 +13,22 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
-from common import checkpoint, distributed, gpt2
+from common import checkpoint, distributed
 from common.checkpoint import Checkpoint, SavedModel
 from common.cli import Parser
 from common.device import pick_device
 from common.errors import UserError
 from common.files import ROOT
+from common.gpt2 import load_model
 from config import BOOLEANS, SETTINGS, Config, convert, intended, make_config, unknown
 from model import GPTConfig
 
 DEFAULT_FILE = "configs/shakespeare_char.py"
 ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTINGS]
-SHAPE = [
-    name for name in ARCHITECTURE if name != "dropout"
-]  # determines names and shapes of weights
+# what determines the names and shapes of the weights
+SHAPE = [name for name in ARCHITECTURE if name != "dropout"]
+# what a resumed run can't change
+FIXED = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer", "init_from"]
 FINE_TUNING_RATE = 0.1  # times the learning rate of training from scratch
 INDENT = " " * 9
 
@@ -40,30 +42,31 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     file, given, on_cpu_allowed = parse_arguments(argv)
     path = find_file(file or DEFAULT_FILE)
     values, on_cpu = read_file(path)
+    # settings that decide where the others come from
     places = ("resume", "out_dir", "run_name", "init_from", "device")
-    start = make_config({name: v for name, v in (values | given).items() if name in places})
-    device, _ = pick_device(start.device)
+    early = make_config({name: v for name, v in (values | given).items() if name in places})
+    device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
         on_cpu = {}
 
     # an interrupted run: its own settings, overridden by the command line only
-    last = start.path("last.pt")
-    if start.resume or distributed.restarted() and last.exists():
+    last = early.path("last.pt")
+    if early.resume or distributed.restarted() and last.exists():
         saved = checkpoint.load(last)
-        changes = given | {"out_dir": start.out_dir, "run_name": start.run_name, "resume": True}
+        changes = given | {"out_dir": early.out_dir, "run_name": early.run_name, "resume": True}
         config = resumed_config(saved, changes)
-        if file or values.get("run_name") == start.run_name:
+        if file or values.get("run_name") == early.run_name:
             report_unused(path, values | on_cpu, config)
         return config, saved
 
     # another model's weights: its architecture, and a learning rate for fine-tuning
     print(f"config   {path}")
     saved = None
-    if start.init_from:
-        saved = gpt2.load(start.init_from)
+    if early.init_from:
+        saved = load_model(early.init_from)
         if clash := [name for name in SHAPE if name in given]:
             names = ", ".join(clash)
-            raise UserError(f"{start.init_from} determines the architecture: drop {names}", 2)
+            raise UserError(f"{early.init_from} determines the architecture: drop {names}", 2)
         model = saved.settings()
         values |= {name: getattr(model, name) for name in SHAPE}
         on_cpu = {name: value for name, value in on_cpu.items() if name not in SHAPE}
@@ -75,8 +78,8 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     values |= on_cpu
     values |= shorter_warmup(values | given, given)
     config = make_config(values | given)
-    if start.init_from and "learning_rate" not in given:
-        config = for_fine_tuning(config)
+    if early.init_from and "learning_rate" not in given:
+        config = for_fine_tuning(config, given)
     return config, saved
 
 
@@ -86,9 +89,7 @@ def report_on_cpu(on_cpu: dict, values: dict) -> None:
     for name, value in on_cpu.items():
         overridden = name in values and values[name] != value
         changes.append(f"{name}={value}" + (f" instead of {values[name]}" if overridden else ""))
-    print(
-        "on_cpu   without a GPU its on_cpu block overrides it (--on_cpu=false: ignore the block):"
-    )
+    print("on_cpu   on a CPU, the config's on_cpu block applies (--on_cpu=false ignores it):")
     print(textwrap.fill(", ".join(changes), 98, initial_indent=INDENT, subsequent_indent=INDENT))
 
 
@@ -123,15 +124,14 @@ def shorter_warmup(values: dict, given: dict) -> dict:
     return {"warmup_steps": steps // 10}
 
 
-def for_fine_tuning(config: Config) -> Config:
-    """The config with a lower learning rate: its own would undo much of what the model learned."""
-    low, least = (
-        None if rate is None else rate * FINE_TUNING_RATE
-        for rate in (config.learning_rate, config.min_lr)
-    )
-    rate = f"learning_rate={low:g} instead of {config.learning_rate:g}"
-    print(f"rate     for fine-tuning, {rate}; set --learning_rate to choose another")
-    return replace(config, learning_rate=low, min_lr=least)
+def for_fine_tuning(config: Config, given: dict) -> Config:
+    """The config with lower learning rates: its own would undo much of what the model learned."""
+    changes = {"learning_rate": config.learning_rate * FINE_TUNING_RATE}
+    if config.min_lr and "min_lr" not in given:
+        changes["min_lr"] = config.min_lr * FINE_TUNING_RATE
+    shown = [f"{name}={rate:g} (not {getattr(config, name):g})" for name, rate in changes.items()]
+    print(f"rate     for fine-tuning, {', '.join(shown)}; --learning_rate sets another")
+    return replace(config, **changes)
 
 
 def resumed_config(saved: Checkpoint, changes: dict) -> Config:
@@ -142,8 +142,7 @@ def resumed_config(saved: Checkpoint, changes: dict) -> Config:
     shown = {
         name: f"{name}={getattr(config, name)} (was {getattr(before, name)})" for name in changed
     }
-    fixed = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer"]
-    if refused := [shown[name] for name in changed if name in fixed]:
+    if refused := [shown[name] for name in changed if name in FIXED]:
         listed = ", ".join(refused)
         raise UserError(f"a resumed run can't have {listed}; start a new one without --resume", 2)
     others = [shown[name] for name in changed if name not in ("out_dir", "run_name", "resume")]

@@ -108,7 +108,10 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def split_qk_norm(weights: dict) -> dict:
-    """Weights as they are named now: the first versions had q_norm and k_norm in one parameter."""
+    """Weights as they are named now: the first versions had q_norm and k_norm in one parameter.
+
+    Such checkpoints can be sampled, evaluated and fine-tuned, but not resumed.
+    """
     names = {}
     for name, weight in weights.items():
         if name.endswith("attn.qk_norm.weight"):  # (2, 1, D)
@@ -122,6 +125,8 @@ def split_qk_norm(weights: dict) -> dict:
 def peek(path: Path) -> dict:
     """The values in a checkpoint, read quickly, without verifying it; {} if there is none."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # no file, or a foreign or damaged one, which can fail in many ways
         return {}
+    names = {field.name for field in fields(Checkpoint)}
+    return state if isinstance(state, dict) and names <= state.keys() else {}

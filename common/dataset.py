@@ -81,7 +81,7 @@ def load_dataset(name: str) -> Dataset:
     command = f"python prepare.py {name}" + ("" if ours else " --input FILE")
     again = f"prepare it again: {command}"
     if not is_prepared(name):
-        raise UserError(f"there is no prepared dataset in {folder}: {command}")
+        raise UserError(f"there is no prepared dataset in {folder}; run: {command}")
 
     # meta.json
     try:

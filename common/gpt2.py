@@ -115,7 +115,7 @@ def to_transformers(model: GPT, modules: dict[str, list[str]]) -> dict[str, torc
 # GPT-2's weights
 
 
-def load(path: str) -> SavedModel:
+def load_model(path: str) -> SavedModel:
     """A checkpoint, or GPT-2: one of PUBLISHED, or a folder with its weights. Raises UserError."""
     if Path(path).is_dir():
         return load_gpt2(Path(path))

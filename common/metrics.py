@@ -86,7 +86,7 @@ def lock(file) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"a run that is still alive writes {file.name}: use another --run_name"
+            f"another run is still writing {file.name}: choose another --run_name"
         ) from None
     except OSError:  # a disk without locks
         pass

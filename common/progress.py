@@ -113,6 +113,6 @@ class Progress:
             if times > SLOW and busy and not self.slow:
                 self.slow = True
                 self.print(
-                    f"steps take {times:.1f} times as long: other programs use the processor"
+                    f"steps now take {times:.1f} times as long: other programs are using the CPU"
                 )
         self.latest = step, seconds

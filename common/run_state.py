@@ -52,14 +52,15 @@ def make_room(config: Config) -> None:
     """
     last = config.path("last.pt")
     state = checkpoint.peek(last)
-    if state and not finished(state):
+    if state and state["step"] > 0 and not finished(state):
         step, steps = state["step"], state["config"]["max_steps"]
         raise UserError(
             f"{last} is of a run that was stopped at step {step:,} of {steps:,}: continue it with"
-            f" --resume, choose another --run_name, or delete that file",
+            " --resume (with a lower --learning_rate if it diverged), choose another --run_name, or"
+            " delete that file",
             status=2,
         )
-    if not any(config.path(name).exists() for name in ("best.pt", "last.pt")):
+    if not config.path("best.pt").exists() and not state.get("step"):
         return  # nothing worth keeping
     for path in map(config.path, FILES):
         if path.exists():
@@ -69,10 +70,14 @@ def make_room(config: Config) -> None:
 
 def finished(state: dict) -> bool:
     """Whether the run of a checkpoint's values reached its last step or ran out of patience."""
-    config = state["config"]
-    interval, patience = config["eval_interval"], config["patience"]
-    evaluations = state["step"] // interval - state["best_step"] // interval
-    return state["step"] >= config["max_steps"] or bool(patience and evaluations >= patience)
+    step, best_step, config = state["step"], state["best_step"], state["config"]
+    impatient = out_of_patience(step, best_step, config["eval_interval"], config["patience"])
+    return step >= config["max_steps"] or impatient
+
+
+def out_of_patience(step: int, best_step: int, interval: int, patience: int | None) -> bool:
+    """Whether none of the last `patience` evaluations improved on that of best_step."""
+    return patience is not None and step // interval - best_step // interval >= patience
 
 
 def check_disk_space(run) -> None:

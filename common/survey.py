@@ -15,7 +15,7 @@ from common.errors import UserError, listed
 from common.tokenizer import CODE_POINTS, END_OF_TEXT, Tokenizer, UnknownCharacters, code_points
 from data import END, Corpus, Text
 
-SPLIT_SEED = 1337  # decides which documents are held back
+SPLIT_SEED = 1337  # decides which documents are for validation
 TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indices of SPLITS
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 CHANGED = "the text has changed while it was being read: try again"
@@ -219,7 +219,7 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
     if abs(fraction - val_fraction) > 0.2 * val_fraction:
         print(
             f"warning: {fraction:.1%} of the text is for validation instead of {val_fraction:.1%},"
-            f" as the {len(documents):,} documents are not divided: split large files, or use"
+            f" because the {len(documents):,} documents are kept whole: split large files, or use"
             " --separator"
         )
     return assignment

@@ -90,7 +90,7 @@ def start(config: Config, run_id: str, mode: str):
         id=run_id,
         resume="allow",
         mode=mode,
-        dir=os.path.abspath(config.out_dir),  # its service keeps the folder it was started in
+        dir=config.path("").parent.absolute(),  # its service has its own working directory
         settings=wandb.Settings(init_timeout=30, silent=True),
     )
     run.define_metric("*", step_metric="step")

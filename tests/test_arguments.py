@@ -45,7 +45,7 @@ def test_on_cpu_reports_every_value_and_what_it_overrides(config_file, capsys):
     path = config_file("n_heads = 3\non_cpu = dict(n_heads=4, batch_size=8, max_steps=200)\n")
     load_config([path, "--device=cpu", "--max_steps=150"])
     printed = capsys.readouterr().out
-    assert "config   some.py\non_cpu   without a GPU its on_cpu block overrides it" in printed
+    assert "config   some.py\non_cpu   on a CPU, the config's on_cpu block applies" in printed
     assert "n_heads=4 instead of 3, batch_size=8\n" in printed
     assert "max_steps" not in printed
 
@@ -120,6 +120,8 @@ def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run,
     config, _ = load_config([path, f"--init_from={BEST}"])
     assert config.learning_rate == pytest.approx(1e-3)
     assert config.min_lr == pytest.approx(1e-4)
+    config, _ = load_config([path, f"--init_from={BEST}", "--min_lr=2e-4"])
+    assert config.min_lr == 2e-4
     config, _ = load_config([path, f"--init_from={BEST}", "--learning_rate=5e-3"])
     assert config.learning_rate == 5e-3
     config, _ = load_config([path])
@@ -190,6 +192,7 @@ def test_every_changed_setting_of_a_resumed_run_is_reported(saved, capsys):
         ({"dataset": "other_char"}, "dataset=other_char (was verses_char)"),
         ({"batch_size": "8"}, "batch_size=8 (was 4)"),
         ({"batch_order": "random"}, "batch_order=random (was shuffled)"),
+        ({"init_from": "gpt2"}, "init_from=gpt2 (was None)"),
     ],
 )
 def test_a_resumed_run_cannot_change_its_model_or_its_batches(saved, changes, refused):

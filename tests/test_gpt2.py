@@ -62,7 +62,7 @@ def change_config(**changes) -> None:
 def load_error() -> str:
     """The one-line error of loading gpt2_here."""
     with pytest.raises(UserError) as error:
-        gpt2.load("gpt2_here")
+        gpt2.load_model("gpt2_here")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -72,7 +72,7 @@ def load_error() -> str:
 
 
 def assert_same_logits(theirs: GPT2LMHeadModel) -> None:
-    saved = gpt2.load("gpt2_here")
+    saved = gpt2.load_model("gpt2_here")
     ours = GPT(saved.settings()).eval()
     ours.load_state_dict(saved.model)
     ids = torch.randint(50257, (2, 32), generator=torch.Generator().manual_seed(0))
@@ -202,7 +202,7 @@ def test_missing_packages_are_named(theirs, monkeypatch, path, package):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=f"{package} is not installed: pip install transformers"):
-        gpt2.load(path)
+        gpt2.load_model(path)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_published_name_is_downloaded_without_files_that_are_not_needed(theirs
         return "gpt2_here"
 
     hub(answer)
-    assert gpt2.load("gpt2-xl").settings().d_model == 8
+    assert gpt2.load_model("gpt2-xl").settings().d_model == 8
     assert requests == [("openai-community/gpt2-xl", ["config.json", "model.safetensors"])]
 
 
@@ -240,10 +240,10 @@ def test_a_download_that_fails_is_one_clear_line(folder, hub):
 
     hub(answer)
     with pytest.raises(UserError, match="^can't download gpt2 from huggingface.co") as error:
-        gpt2.load("gpt2")
+        gpt2.load_model("gpt2")
     assert "\n" not in str(error.value)
 
 
 def test_any_other_name_is_that_of_a_checkpoint(folder):
     with pytest.raises(UserError, match="there is no checkpoint gpt2-huge"):
-        gpt2.load("gpt2-huge")
+        gpt2.load_model("gpt2-huge")

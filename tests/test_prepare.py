@@ -471,3 +471,24 @@ def test_the_corpus_in_the_data_readme_works(folder, monkeypatch):
         assert prepare.main(["darwin_char"]) == 0
     assert "".join(decoded("darwin_char")) == text
     assert json.loads(Path("data/darwin_char/meta.json").read_text())["source"] == module.URL
+
+
+@pytest.mark.parametrize(
+    "texts", [("one text " * 9, "one text " * 9), ("a long text " * 9, "b" * 9)]
+)
+def test_without_several_training_documents_there_is_no_separator(folder, texts):
+    for name, text in zip("ab", texts):
+        Path(f"{name}.txt").write_text(text)
+    prepare.prepare("texts_char", ["a.txt", "b.txt"])
+    dataset = load_dataset("texts_char")
+    assert dataset.tokenizer.separator is None
+    assert "\0" not in dataset.tokenizer.characters
+
+
+def test_the_start_of_a_document_occurs_in_the_training_tokens(folder):
+    for number in range(5):
+        Path(f"{number}.txt").write_text(f"text {number}. " * 9)
+    prepare.prepare("texts_char", ["."])
+    dataset = load_dataset("texts_char")
+    assert dataset.tokenizer.separator == "\0"
+    assert dataset.tokenizer.start_ids[0] in dataset.train

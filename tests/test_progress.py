@@ -75,7 +75,7 @@ def test_steps_that_become_slow_on_a_busy_machine_are_reported_once(
     moments = [(0, 0.0), (10, 1.0), (20, 2.0), (30, 7.0), (40, 12.0)]
     lines = logged(tiny(max_steps=100), clock, capsys, moments)
     assert [line for line in lines if "other programs" in line] == [
-        "steps take 5.0 times as long: other programs use the processor"
+        "steps now take 5.0 times as long: other programs are using the CPU"
     ]
 
 

@@ -6,7 +6,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from helpers import stop_at
+import torch
+from helpers import arguments, stop_at
 
 from common import checkpoint
 from common.errors import UserError
@@ -37,6 +38,20 @@ def test_an_unfinished_run_is_not_replaced(dataset, tiny, monkeypatch):
     assert train(tiny(run_name="other"))["finished"]
 
 
+def test_a_run_that_diverged_at_once_can_be_started_again(dataset, tiny):
+    with pytest.raises(UserError, match="at step"):
+        train(tiny(norm_type="none", qk_norm=False, learning_rate=1e18, warmup_steps=0))
+    assert checkpoint.load(LAST).step == 0
+    assert train(tiny())["finished"]
+    assert not Path("out/tiny_last.prev.pt").exists()
+
+
+def test_a_foreign_file_is_not_taken_for_a_run(dataset, tiny):
+    LAST.parent.mkdir()
+    torch.save({"model": {}}, LAST)
+    assert train(tiny())["finished"]
+
+
 def test_a_run_that_ran_out_of_patience_counts_as_finished(dataset, tiny):
     settings = {"learning_rate": 1e-9, "eval_interval": 2, "patience": 1, "max_steps": 50}
     train(tiny(**settings))
@@ -48,7 +63,7 @@ def test_a_run_that_ran_out_of_patience_counts_as_finished(dataset, tiny):
 def test_a_second_run_of_the_same_name_is_refused_while_the_first_is_alive(dataset, tiny, capsys):
     config = tiny()
     with Metrics(config.path("metrics.jsonl"), config, "id", 0, overflows=False):
-        with pytest.raises(UserError, match="still alive.*another --run_name"):
+        with pytest.raises(UserError, match="still writing.*another --run_name"):
             train(config)
         assert train(tiny(run_name="other"))["finished"]
     assert train(config)["finished"]
@@ -86,8 +101,6 @@ def test_a_tilde_in_out_dir_is_the_home_folder(dataset, tiny, monkeypatch):
 
 
 def test_a_stopped_run_exits_with_130_and_a_second_start_with_2(dataset, monkeypatch, capsys):
-    from helpers import arguments
-
     Path("empty.py").write_text("")
     stop_at(monkeypatch, 3)
     assert main(["empty.py", *arguments()]) == 130
