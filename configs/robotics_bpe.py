@@ -5,8 +5,10 @@
 # alone would have 19.3M parameters, against 10.6M in the blocks. So this model is only 160 wide,
 # with 8,041,120 parameters in the embedding and 1,814,944 in the rest.
 # The first run downloads 5,000 abstracts from arXiv, page by page.
-# Loss and time: not measured yet, on a GPU or a CPU, because arXiv could not be reached from the
-# machine used for the measurements. The text sizes below are estimates.
+# Loss on a GPU: not measured yet. Without a GPU, on 8,854 papers, mostly of 2025, from a file
+# (python prepare.py robotics_bpe --input robotics.jsonl --field title abstract), the on_cpu block
+# trains 3.4M parameters, 3.2M of them the embedding: validation loss 5.357, 1.45 bits per byte
+# (median of 4 seeds; 5.353 to 5.369), in 82 seconds on 2 busy cores of an AMD EPYC with bfloat16.
 
 run_name = "robotics_bpe"
 dataset = "robotics_bpe"

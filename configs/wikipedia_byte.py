@@ -4,8 +4,10 @@
 # split is the standard one, so its bits per byte can be compared with published ones (those on the
 # 5 MB of validation text, not on the test text).
 # The first run downloads 36 MB.
-# Loss and time: not measured yet, on a GPU or a CPU, because the source could not be reached from
-# the machine used for the measurements.
+# Loss on all of enwik8, and on a GPU: not measured yet. On the 487 articles of its first 4.15 MB
+# (python prepare.py wikipedia_byte --limit 4154399), without a GPU, the on_cpu block trains 0.8M
+# parameters: validation loss 1.628, 2.35 bits per byte (median of 4 seeds; 1.624 to 1.633), in 82
+# seconds on 2 busy cores of an AMD EPYC with bfloat16.
 
 run_name = "wikipedia_byte"
 dataset = "wikipedia_byte"
