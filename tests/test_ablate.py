@@ -14,6 +14,7 @@ from model import count_parameters
 WILD = {"grad_clip": 0.0, "norm_type": "none", "qk_norm": False}  # diverges at high rates
 
 
+@pytest.mark.slow
 def test_a_study_writes_its_runs_a_table_and_a_figure(dataset, tiny, monkeypatch, capsys):
     study = Study("Which?", {"calm": {}, "wild": WILD}, rates=(1e-2, 1e12), search=False)
     monkeypatch.setitem(STUDIES, "small", study)

@@ -44,6 +44,7 @@ def inside(names, monkeypatch):
     monkeypatch.chdir(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["line", "mark"])
 def test_samples_of_a_run_are_whole_documents(inside, name):
     samples = [
@@ -54,6 +55,7 @@ def test_samples_of_a_run_are_whole_documents(inside, name):
     assert not any(char in sample for sample in samples for char in "\n<>")
 
 
+@pytest.mark.slow
 def test_twenty_names_one_a_line(inside, capsys):
     command = ["--ckpt", "out/line_last.pt", "--num_samples", "20", "--temperature", "0.5"]
     assert sample.main(command) == 0
@@ -63,6 +65,7 @@ def test_twenty_names_one_a_line(inside, capsys):
     assert len(set(lines)) > 3
 
 
+@pytest.mark.slow
 def test_documents_of_several_lines_get_headings(inside, capsys):
     assert sample.main(["--ckpt", "out/mark_last.pt", "--num_samples", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -70,6 +73,7 @@ def test_documents_of_several_lines_get_headings(inside, capsys):
     assert set(lines[1::2]) <= set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["line", "mark"])
 @pytest.mark.parametrize("prompt", ["", "Em"])
 def test_a_sample_stops_at_the_end_of_its_document(inside, name, prompt, capsys):
@@ -78,6 +82,7 @@ def test_a_sample_stops_at_the_end_of_its_document(inside, name, prompt, capsys)
     assert capsys.readouterr().out.removesuffix("\n") in NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["line", "mark"])
 def test_an_exported_model_stops_at_the_end_of_a_document(inside, name):
     transformers = pytest.importorskip("transformers")

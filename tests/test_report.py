@@ -27,6 +27,7 @@ def results(dataset, tiny, monkeypatch):
     return Path("results")
 
 
+@pytest.mark.slow
 def test_questions_measures_a_checkpoint_and_short_runs(results):
     measured = questions.read_measured(results)
     inside = measured["checkpoint"]

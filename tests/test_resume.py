@@ -21,6 +21,7 @@ LAST, BEST, METRICS = "out/tiny_last.pt", "out/tiny_best.pt", "out/tiny_metrics.
 # stop and resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices", [{"optimizer": "muon", "ema_decay": 0.9}, {"batch_order": "random"}]
 )

@@ -52,14 +52,16 @@ def test_a_foreign_file_is_not_taken_for_a_run(dataset, tiny):
     assert train(tiny())["finished"]
 
 
+@pytest.mark.slow
 def test_a_run_that_ran_out_of_patience_counts_as_finished(dataset, tiny):
-    settings = {"learning_rate": 1e-9, "eval_interval": 2, "patience": 1, "max_steps": 50}
+    settings = {"learning_rate": 1e-30, "eval_interval": 2, "patience": 1, "max_steps": 50}
     train(tiny(**settings))
     assert checkpoint.load(LAST).step < 50
     train(tiny(**settings))
     assert Path("out/tiny_last.prev.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_name_is_refused_while_the_first_is_alive(dataset, tiny, capsys):
     config = tiny()
     with Metrics(config.path("metrics.jsonl"), config, "id", 0, overflows=False):
@@ -77,6 +79,7 @@ def test_a_full_disk_is_noticed_before_the_first_step(dataset, tiny, monkeypatch
     assert not LAST.exists()
 
 
+@pytest.mark.slow
 def test_the_space_that_is_checked_is_enough_for_all_checkpoints(dataset, tiny, monkeypatch):
     needed = []
     usage = namedtuple("usage", "total used free")

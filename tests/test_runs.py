@@ -30,6 +30,7 @@ def test_run_all_trains_only_what_has_no_result(configs):
     assert runs.run_all(configs, parallel=1) == results
 
 
+@pytest.mark.slow
 def test_the_final_loss_is_that_of_the_last_step_and_not_of_the_best(configs):
     config = replace(configs["calm"], learning_rate=10.0, max_steps=4, eval_interval=1)
     result = runs.run_one(config)

@@ -74,6 +74,7 @@ def texts(folder, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_the_analysis_recovers_a_law_from_simulated_runs(texts, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "run_all", simulate)
     monkeypatch.setattr(scaling, "REPEATS", 2)
@@ -96,6 +97,7 @@ def test_the_analysis_recovers_a_law_from_simulated_runs(texts, monkeypatch, cap
         assert Path(f"results/scaling/{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["verses_byte", "verses_char"])
 def test_the_runs_of_a_size_train(texts, tiny, monkeypatch, dataset):
     monkeypatch.setattr(scaling, "BASE", tiny(eval_tokens=200))

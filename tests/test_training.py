@@ -91,6 +91,7 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(noise, tiny):
     assert saved.best_val_loss == result["best_val_loss"] == result["val_losses"][best]
 
 
+@pytest.mark.slow
 def test_logging_and_sampling_do_not_change_training(dataset, tiny):
     train(tiny(dropout=0.1, eval_interval=12))
     often = {"eval_interval": 5, "log_interval": 5, "sample_interval": 3, "save_interval": 2}
@@ -135,6 +136,7 @@ def test_the_average_of_the_weights_is_evaluated_and_saved(dataset, tiny):
     assert result["val_losses"][-1] == pytest.approx(loss)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_that_no_longer_improves(noise, tiny, capsys):
     result = train(tiny(**noise, max_steps=200, patience=2))
     best = 1 + int(np.argmin(result["val_losses"][1:]))
