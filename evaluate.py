@@ -3,6 +3,7 @@
 python evaluate.py --ckpt out/capstone_best.pt [--text FILE] [--json]
 """
 
+import common.threads  # isort: skip  # noqa: F401 (before torch)
 import json
 import math
 

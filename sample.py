@@ -4,6 +4,7 @@ python sample.py --ckpt out/capstone_best.pt --prompt "ROMEO:" --temperature 0.8
 python sample.py --ckpt out/capstone_best.pt --interactive
 """
 
+import common.threads  # isort: skip  # noqa: F401 (before torch)
 import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator

@@ -4,6 +4,7 @@ python train.py [config file] [--setting=value ...]    (python train.py --help l
 torchrun --nproc_per_node=8 train.py [config file] [--setting=value ...]     (a process per GPU)
 """
 
+import common.threads  # isort: skip  # noqa: F401 (before torch)
 import copy
 import math
 import uuid
