@@ -127,7 +127,7 @@ def read_text(path: str | Path) -> str:
     Raises UserError.
     """
     try:
-        return "".join(read_pieces(Path(path), str(path)))
+        return "".join(read_pieces(Path(path)))
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
     except NotText as error:
@@ -135,12 +135,16 @@ def read_text(path: str | Path) -> str:
 
 
 def read_pieces(
-    source: Path | BinaryIO, name: str, encoding: str = "utf-8", size: int | None = None
+    source: Path | BinaryIO,
+    encoding: str = "utf-8",
+    size: int | None = None,
+    name: str | None = None,
 ) -> Iterator[str]:
     """Yields the text of a file in pieces that `cut` makes, without a byte order mark.
 
-    name: for errors. size: bytes to read at most. Raises NotText, or OSError.
+    size: bytes to read at most; name: of the source in errors. Raises NotText, or OSError.
     """
+    name = name or str(source)
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"  # drops the mark
     with open(source, "rb") if isinstance(source, Path) else nullcontext(source) as file:

@@ -37,7 +37,7 @@ class Input:
         """
         if self.copy:
             self.copy.seek(0)
-        return read_pieces(self.copy or self.path, self.name, encoding, self.size)
+        return read_pieces(self.copy or self.path, encoding, self.size, self.name)
 
 
 def read_inputs(
