@@ -2,7 +2,7 @@
 
 python -m experiments.ablate norms                     or another study; --help lists them
 python -m experiments.ablate norms --redraw            tables and figures from the kept runs
-python -m experiments.ablate norms --steps 50 --seeds 2 --results /tmp/results   small, elsewhere
+python -m experiments.ablate norms --steps 50 --seeds 2 --results out/trial     small, elsewhere
 
 Most studies first search for each arm's best learning rate, with a seed that is used for nothing
 else, and then train the arm at that rate with all the other seeds. An interrupted study resumes
