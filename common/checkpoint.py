@@ -21,7 +21,7 @@ from model import GPT
 
 @dataclass
 class SavedModel:
-    """All that sampling, evaluation and fine-tuning need. For GPT-2's weights there is no more."""
+    """What sampling, evaluation and fine-tuning need. GPT-2's weights come with nothing else."""
 
     model: dict  # weights by name, float32; their moving average if the run keeps one
     config: dict  # every setting of the run; for GPT-2, its architecture

@@ -45,7 +45,7 @@ def retry_after(response: requests.Response) -> float:
 
 
 def session(retries: int = RETRIES) -> requests.Session:
-    """A session that retries, with growing pauses, if there is no connection or a busy server."""
+    """A session that retries, with growing pauses, if a connection fails or a server is busy."""
     policy = BoundedRetry(
         retries,
         backoff_factor=PAUSE,

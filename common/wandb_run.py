@@ -13,7 +13,7 @@ def reason(error: Exception) -> str:
 
 
 def harmless(method):
-    """Makes a method of WandbRun do nothing if there is no run, and survive every error.
+    """Makes a method of WandbRun return at once if logging is disabled, and catch all errors.
 
     The network, the account or the service must not end a training run.
     """
