@@ -12,6 +12,7 @@ from common.arguments import load_config
 from config import SETTINGS
 from model import (
     GPT,
+    Dropout,
     GPTConfig,
     KVCache,
     RMSNorm,
@@ -285,6 +286,19 @@ def test_attention_on_a_cpu_in_bfloat16_equals_pytorchs(length):
         results.append([y, *(leaf.grad for leaf in leaves)])
     for ours, theirs in zip(*results):
         assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
+    torch.manual_seed(0)
+    x = torch.ones(99, 1001, requires_grad=True)
+    y = Dropout(rate)(x)
+    y.sum().backward()
+    assert (y == 0).float().mean().item() == pytest.approx(rate, abs=0.006)
+    assert y.mean().item() == pytest.approx(1, abs=0.03 if rate < 0.9 else 0.2)
+    assert torch.equal(x.grad, y)  # only what was kept gets a gradient
+    assert torch.equal(Dropout(rate).eval()(x), x)
+    assert not torch.equal(Dropout(rate)(x), y)
 
 
 def test_short_convolution_equals_the_naive_formula():
