@@ -5,6 +5,7 @@ python export.py --ckpt out/capstone_best.pt --out hf
 
 import json
 import math
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ pipeline_tag: text-generation
 |---|---|
 | architecture | {architecture}, {n_layers} layers of {d_model}, {n_heads} heads |
 | parameters | {parameters:,} |
-| trained on | {dataset}: {steps:,} steps of {tokens_per_step:,} tokens, starting from {start} |
+| trained on | {dataset}: {steps:,} steps of {tokens_per_step:,} tokens, starting from {weights} |
 | validation loss | {loss} |
 | context | {block_size:,} tokens |
 | tokens | {vocab_size:,}, {kind} |
@@ -72,13 +73,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 model = AutoModelForCausalLM.from_pretrained({folder!r})
-ids = tokenizer({prompt!r}, return_tensors="pt")
+ids = tokenizer({start}, return_tensors="pt")
 sampling = {{"do_sample": True, "temperature": 0.8, "top_k": 0{stop}}}
-print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, **sampling)[0]))
+text = model.generate(**ids, max_new_tokens={length}, **sampling)[0]
+print(tokenizer.decode(text, skip_special_tokens=True))
 ```
 
 (Without `top_k=0`, transformers samples from the 50 most likely tokens only.) A prompt and the text
 generated from it have at most {block_size:,} tokens in all: there is no sliding window here. {note}
+
+For several prompts at once, use `tokenizer(prompts, padding=True, padding_side="left",
+return_tensors="pt")`. {padding}
 """
 NOTES = {
     "char": "The tokenizer knows only the characters of its training text; any other raises an"
@@ -86,6 +91,18 @@ NOTES = {
     "byte": "The tokens are the bytes of UTF-8.",
     "bpe": 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
 }
+
+COLLATOR = (
+    "`DataCollatorForLanguageModeling` never trains the model to predict it;"
+    " `DataCollatorForSeq2Seq`, with the ids as `labels`, trains on every token of the texts."
+)
+PADDING = {
+    "char": "First set `tokenizer.pad_token = {pad!r}`: no character is unused, and any will do,"
+    f" because the attention mask hides it. {COLLATOR}",
+    "byte": "It pads with the byte 255, which no text contains.",
+    "bpe": f"It pads with the end-of-text token. {COLLATOR}",
+}
+INVALID_BYTE = 255  # never occurs in UTF-8
 
 
 def find_architecture(config: GPTConfig) -> str:
@@ -119,6 +136,8 @@ def describe_model(config: GPTConfig, architecture: str) -> dict:
             "attn_pdrop": 0.0,
         }
         return common | GPT2_FIXED | sizes | others
+    if architecture == "Qwen3":
+        common["sliding_window"] = None  # transformers 4 warns of any other value
     return common | {
         "architectures": [f"{architecture}ForCausalLM"],
         "model_type": architecture.lower(),
@@ -186,21 +205,28 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
 
 def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[dict, dict]:
     """The contents of tokenizer_config.json and generation_config.json."""
+    end_id = find_end_id(tokenizer)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4: token_type_ids too
+        "split_special_tokens": True,  # inside a text they are text
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.block_size,
     }
-    # the default length leaves room for a prompt: transformers has no sliding window here
-    generation = {"max_new_tokens": max(1, config.block_size // 2)}
+    generation = {
+        # leaves room for a prompt: transformers has no sliding window here
+        "max_new_tokens": max(1, config.block_size // 2),
+        "bos_token_id": end_id,
+        "eos_token_id": end_id,
+        "pad_token_id": end_id,
+    }
     if tokenizer.kind == "bpe":
         end = tokenizer.separator
         settings |= {"bos_token": end, "eos_token": end, "pad_token": end}
-        settings["split_special_tokens"] = True  # inside a text they are text
-    if (end_id := find_end_id(tokenizer)) is None:
-        return settings, generation | {"bos_token_id": None, "eos_token_id": None}
-    ids = {"bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": end_id}
-    return settings, generation | ids
+    elif tokenizer.kind == "byte":
+        settings["pad_token"] = byte_symbols()[INVALID_BYTE]
+        generation["pad_token_id"] = INVALID_BYTE
+    return settings, generation
 
 
 def find_end_id(tokenizer: Tokenizer) -> int | None:
@@ -229,6 +255,9 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
         if saved.best_step != saved.step:
             loss += f": the lowest of the run, at step {saved.best_step:,}, not of these weights"
     stop, end = "", tokenizer.start_ids
+    start = repr(tokenizer.decode(end))
+    if tokenizer.kind == "bpe":
+        start += ", split_special_tokens=False"
     if tokenizer.separator and len(end) > 1:
         last = f"ids[:, -{len(end)}:] == ids.new_tensor({end})"
         stop = f', "stopping_criteria": [lambda ids, scores: ({last}).all(-1)]'
@@ -241,16 +270,17 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
         parameters=count_parameters(run),
         steps=saved.step,
         tokens_per_step=run.tokens_per_step,
-        start=run.init_from or "random weights",
+        weights=run.init_from or "random weights",
         loss=loss,
         block_size=run.block_size,
         vocab_size=run.vocab_size,
         kind=tokenizer.kind,
         folder=folder,
-        prompt=tokenizer.decode(tokenizer.start_ids),
-        length=run.block_size - len(tokenizer.start_ids),
+        start=start,
+        length=run.block_size - len(end),
         stop=stop,
         note=f"{NOTES[tokenizer.kind]} {describe_end(tokenizer)}",
+        padding=PADDING[tokenizer.kind].format(pad=tokenizer.decode(end[:1])),
     )
 
 
@@ -259,7 +289,8 @@ def check_free(out: Path) -> None:
     if not out.exists():
         return
     try:
-        names = {path.name for path in out.iterdir()}
+        names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+        names.discard("lost+found")  # of a mounted disk
         if not names:
             return
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -273,21 +304,18 @@ def check_free(out: Path) -> None:
 
 
 def write_folder(out: Path, files: dict[str, bytes]) -> None:
-    """Makes the folder `out` of these files; if that fails, what was there is unchanged."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()
-        for name, content in files.items():
-            (new / name).write_bytes(content)
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+    """Writes these files to the folder `out`; if that fails, what was there is unchanged."""
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)  # it may be a mount point, which can't be renamed
+    try:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".") as temporary:
+            for name, content in files.items():
+                (Path(temporary) / name).write_bytes(content)
+            for name in files:
+                os.replace(Path(temporary) / name, out / name)
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
 
 
 @command
@@ -310,7 +338,7 @@ def main(argv: list[str]) -> None:
 
     # the files
     special_tokens, generation = describe_special_tokens(tokenizer, model.config)
-    ids = {name: value for name, value in generation.items() if name.endswith("token_id")}
+    ids = {name: generation[name] for name in ("bos_token_id", "eos_token_id")}
     config = describe_model(model.config, architecture) | ids | {MARK: saved.run_id}
 
     descriptions = {

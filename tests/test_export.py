@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from common import checkpoint
 from common.checkpoint import Checkpoint
 from common.tokenizer import ByteTokenizer, CharTokenizer, from_dict
 from config import Config
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, next_token_loss
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -220,6 +221,83 @@ def test_an_unknown_character_is_an_error_in_transformers_too(folder, text):
 
 
 # -------------------------------------------------------------------------------------------------
+# the program in the model card, and what it says on several prompts
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3", "Llama", "GPT2"])
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_the_cards_program_runs_and_the_model_in_it_is_ours(
+    folder, request, capsys, kind, architecture
+):
+    if kind == "bpe":
+        request.getfixturevalue("bpe")
+    ours = from_dict({"kind": kind, "characters": CHARACTERS})
+    model = build_model(vocab_size=ours.vocab_size, **KINDS[architecture])
+    save(model, ours)
+    assert run_export() == 0
+    capsys.readouterr()
+    names = {}
+    exec(card().split("```python\n")[1].split("```")[0], names)
+    tokenizer, theirs, ids = names["tokenizer"], names["model"], names["ids"]
+
+    # what it generated fills the context
+    assert names["text"].numel() == model.config.block_size
+    start = "" if kind == "bpe" else "\n"
+    assert capsys.readouterr().out.startswith(start)
+    assert ids["input_ids"].tolist() == [ours.start_ids]
+
+    # the same ids, logits and text
+    text = "to be, or not"
+    ids = tokenizer(text, return_tensors="pt")
+    assert ids["input_ids"].tolist() == [ours.encode(text).tolist()]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**ids).logits, model(ids["input_ids"]), atol=1e-4, rtol=0)
+    greedy = {"do_sample": False, "max_new_tokens": 20}
+    [found] = theirs.generate(**ids, **greedy).tolist()
+    [expected] = model.generate(ids["input_ids"], 20, temperature=0).tolist()
+    assert found == expected
+    assert tokenizer.decode(found, skip_special_tokens=True) == ours.decode(expected)
+
+    # and for several prompts at once
+    prompts = ["or", text, "a"]
+    if kind == "char":
+        exec(re.search(r"tokenizer\.pad_token = [^`]+", card())[0], names)
+    ids = eval(re.search(r"tokenizer\(prompts[^`]+", card())[0], names | {"prompts": prompts})
+    batch = theirs.generate(**ids, **greedy)[:, ids["input_ids"].size(1) :].tolist()
+    for prompt, found in zip(prompts, batch):
+        idx = torch.tensor([ours.encode(prompt).tolist()])
+        expected = model.generate(idx, 20, temperature=0)[0, idx.size(1) :].tolist()
+        assert found == expected
+        assert tokenizer.decode(found, skip_special_tokens=True) == ours.decode(expected)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_texts_of_different_lengths_train_as_the_card_says(folder, kind):
+    from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
+
+    ours = from_dict({"kind": kind, "characters": CHARACTERS})
+    model = build_model(vocab_size=ours.vocab_size)
+    save(model, ours)
+    assert run_export() == 0
+    tokenizer = AutoTokenizer.from_pretrained("hf")
+    texts = ["to be,\n", "or not\nto be"]
+    examples = [tokenizer(text) for text in texts]
+    if kind == "char":
+        assert "DataCollatorForSeq2Seq" in card()
+        tokenizer.pad_token = "\n"
+        examples = [{**example, "labels": example["input_ids"]} for example in examples]
+        batch = DataCollatorForSeq2Seq(tokenizer)(examples)
+    else:
+        batch = DataCollatorForLanguageModeling(tokenizer, mlm=False)(examples)
+    loss = AutoModelForCausalLM.from_pretrained("hf")(**batch).loss
+    total = 0.0
+    for text in texts:
+        idx = torch.tensor([ours.encode(text).tolist()])
+        total += next_token_loss(model(idx[:, :-1]), idx, reduction="sum")
+    assert loss.item() == pytest.approx(total.item() / (len("".join(texts)) - 2), abs=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------
 # the model card and the folder
 
 
@@ -248,22 +326,23 @@ def test_the_card_says_if_no_loss_was_measured(folder):
     assert "| validation loss | not measured |" in card()
 
 
-def test_the_program_in_the_card_runs(folder, capsys):
-    save(build_model(vocab_size=256), ByteTokenizer())
-    assert run_export() == 0
-    capsys.readouterr()
-    program = card().split("```python\n")[1].split("```")[0]
-    exec(program, {})
-    assert capsys.readouterr().out.startswith("\n")
-
-
 def test_an_earlier_export_is_replaced(folder):
-    (folder / "hf").mkdir()  # an empty folder is no obstacle either
     save(build_model())
     assert run_export() == 0
     save(build_model(n_layers=1))
     assert run_export() == 0
     assert json.loads(Path("hf/config.json").read_text())["num_hidden_layers"] == 1
+    assert {path.name for path in Path("hf").iterdir()} == export.FILES
+
+
+def test_an_empty_folder_stays_the_same_folder(folder):
+    """It may be a mount point, which can't be renamed or removed."""
+    (folder / "hf" / "lost+found").mkdir(parents=True)
+    number = os.stat("hf").st_ino
+    save(build_model())
+    assert run_export() == 0
+    assert run_export() == 0
+    assert os.stat("hf").st_ino == number
 
 
 @pytest.mark.parametrize(
