@@ -238,17 +238,27 @@ def not_measured(part: str) -> str:
 # the report
 
 
-def save(figure: Figure, path: Path, report: Path) -> str:
-    """Saves a figure. Returns the Markdown that shows it in `report`, with its title."""
-    figure.savefig(path)
-    title = figure.get_suptitle() or ". ".join(axis.get_title("left") for axis in figure.axes)
-    return f"![{title}]({Path(os.path.relpath(path, report.parent)).as_posix()})"
+def place_of(name: str) -> str:
+    """Where in the folder of results the figure of this name is."""
+    return name.removeprefix("studies: ").replace(": ", "/")
+
+
+def title_of(figure: Figure) -> str:
+    """The title of a figure, or those of its panels."""
+    return figure.get_suptitle() or ". ".join(axis.get_title("left") for axis in figure.axes)
+
+
+def all_tables(values: Values) -> str:
+    """tables.md: the tables of all parts."""
+    tables = {part: values.get(f"{part}: tables") for part in PARTS}
+    return "\n".join(f"# {part}\n\n{text}\n" for part, text in tables.items() if text)
 
 
 def fill(text: str, values: dict[str, str]) -> str:
     """The text with new values between its marks. Raises UserError if a name is unknown.
 
-    Values of a part that was not measured say how to measure it.
+    Values of a part that was not measured say how to measure it. A value whose mark begins a line
+    gets lines of its own: Markdown takes what follows a comment there for HTML.
     """
     measured = {name.split(": ")[0] for name in values}
 
@@ -263,7 +273,7 @@ def fill(text: str, values: dict[str, str]) -> str:
             near = difflib.get_close_matches(name, values, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"the report uses the unknown value {name!r}{hint}")
-        newline = "\n" if "\n" in value or value.startswith("![") else ""
+        newline = "\n" if text[: match.start()].endswith("\n") else ""
         return f"<!--{name}-->{newline}{value}{newline}<!---->"
 
     return MARK.sub(replacement, text)
@@ -286,20 +296,17 @@ def main(argv: list[str]) -> None:
         fill(text, dict.fromkeys(values, ""))  # before anything is written: are all names known?
         for name, value in values.items():
             if isinstance(value, Figure):
-                path = args.results / name.removeprefix("studies: ").replace(": ", "/")
-                values[name] = save(value, path, report)
+                path = args.results / place_of(name)
+                value.savefig(path)
+                link = Path(os.path.relpath(path, report.parent)).as_posix()
+                values[name] = f"![{title_of(value)}]({link})"
     text = fill(text, values)
     write_bytes(report, text.encode())
-    tables = [
-        f"# {part}\n\n{values[f'{part}: tables']}\n"
-        for part in PARTS
-        if f"{part}: tables" in values
-    ]
-    write_bytes(args.results / "tables.md", "\n".join(tables).encode())
+    write_bytes(args.results / "tables.md", all_tables(values).encode())
     print(f"wrote {report}: {len(MARK.findall(text))} measured values")
-    for part in PARTS:
-        if not (args.results / part).is_dir():
-            print(f"{part}: {not_measured(part).strip('*')}")
+    missing = [PARTS[part][0] for part in PARTS if not (args.results / part).is_dir()]
+    if missing:
+        print("not measured yet:", *dict.fromkeys(missing), sep="\n  python -m experiments.")
 
 
 if __name__ == "__main__":

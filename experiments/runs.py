@@ -67,7 +67,10 @@ def count(text: str) -> int:
 def add_options(parser: Parser, *, parallel: bool = True) -> None:
     """Adds the options that mean the same in every program: --steps, --seeds, --results, ..."""
     parser.add_argument(
-        "--steps", type=count, metavar="N", help="steps of the base run; longer ones keep the ratio"
+        "--steps",
+        type=count,
+        metavar="N",
+        help="steps of the base run; others keep their ratio to it",
     )
     parser.add_argument(
         "--seeds",
