@@ -35,11 +35,27 @@ def series(rows: list[dict], key: str, x: str = "step") -> tuple[np.ndarray, np.
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over the last 2% of the points, fewer near the start, to show the trend in the noise."""
+    """Mean over the nearest 2% of the points, fewer near the start, to show the trend in the noise.
+
+    Centered on each point: a mean over the points before it would lie above a falling loss.
+    """
     total = np.cumsum(np.insert(values, 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - max(1, len(values) // 50), ends * 3 // 4)
+    centers = np.arange(len(values))
+    reach = np.minimum(len(values) // 100, centers // 4)
+    starts, ends = centers - reach, np.minimum(centers + reach + 1, len(values))
     return (total[ends] - total[starts]) / (ends - starts)
+
+
+def sentence(name: str, rows: list[dict]) -> str:
+    """What a run's curves show, as their title; nothing before its first evaluation."""
+    steps, losses = series(rows, "train/loss")
+    evaluated, val_losses = series(rows, "val/loss")
+    if not len(steps) or not evaluated.any():
+        return ""
+    return (
+        f"{name}: validation loss {val_losses[evaluated > 0].min():.3f} at best,"
+        f" training loss {smooth(losses)[-1]:.3f} after {steps[-1] + 1:,} steps"
+    )
 
 
 def run_names(paths: list[Path]) -> list[str]:
@@ -59,11 +75,11 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
     # one panel for the loss, and one for anything else that any run has measured
     measured = {key for rows in runs.values() for row in rows for key in row}
     keys = [key for key in PANELS if key == "train/loss" or key in measured]
-    figure = Figure(figsize=(8, 2 + 2 * len(keys)))
+    figure = Figure(figsize=(8, 2 + 2 * len(keys)), layout="none")
     axes = figure.subplots(
         len(keys), 1, sharex=True, squeeze=False, height_ratios=(2, 1, 1)[: len(keys)]
     )[:, 0]
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.06, top=0.98, hspace=0.08)
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.06, top=0.95, hspace=0.08)
 
     for i, (name, rows) in enumerate(runs.items()):
         color, line = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
@@ -73,8 +89,12 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
                 axis.plot(xs, ys, color=color, linestyle=line)
             else:
                 axis.plot(xs, ys, color=color, alpha=0.25, linewidth=0.7)
-                axis.plot(xs, smooth(ys), color=color, linestyle=line, linewidth=1.2, label=name)
-        axes[0].plot(*series(rows, "val/loss", x), color=color, **VALIDATION)
+                label = name if len(runs) > 1 else "training"
+                axis.plot(xs, smooth(ys), color=color, linestyle=line, linewidth=1.2, label=label)
+        xs, ys = series(rows, "val/loss", x)
+        if len(xs) and xs[0] == 0:  # no line from there: it would seem to be a gap to the training
+            xs, ys = np.insert(xs.astype(float), 1, np.nan), np.insert(ys, 1, np.nan)
+        axes[0].plot(xs, ys, color=color, **VALIDATION)
 
     for axis, key in zip(axes, keys):
         axis.set_ylabel(PANELS[key])
@@ -86,6 +106,10 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
     legend = axes[0].legend(handles=handles, loc="upper right", ncols=columns, fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)  # a run's name may contain dollar signs
+    if len(runs) == 1:
+        text = sentence(name, rows)
+        title = figure.suptitle(text, x=0.1, ha="left", fontsize=11, fontweight="bold")
+        title.set_parse_math(False)
     return figure
 
 

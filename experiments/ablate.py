@@ -1,21 +1,17 @@
 """Which choices matter? A study trains several arms with the same seeds and compares them in pairs.
 
-python -m experiments.ablate norms                     or another study; --help lists them
-python -m experiments.ablate norms --redraw            tables and figures from the kept runs
-python -m experiments.ablate norms --steps 50 --seeds 2 --results out/trial     small, elsewhere
+python -m experiments.ablate norms                                  --help lists the studies
+python -m experiments.ablate norms --steps 50 --seeds 2 --results out/trial        a small one
 
 Most studies first search for each arm's best learning rate, with a seed that is used for nothing
 else, and then train the arm at that rate with all the other seeds. An interrupted study resumes
-where it stopped. It leaves runs.jsonl, table.md and a figure in experiments/results/<study>/.
+where it stopped. It leaves runs.jsonl in <results>/<study>/.
 """
 
 import math
 import os
 import statistics
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from common.arguments import read_file
 from common.cli import Parser, command
@@ -23,39 +19,31 @@ from common.dataset import load_dataset
 from common.device import pick_device
 from config import Config, make_config
 from experiments.runs import (
-    RESULTS,
+    SHORT_RUN,
     STUDENT_T,
+    Trainer,
+    add_options,
     in_run_folder,
     interval,
     markdown,
     plus_minus,
-    read_rows,
-    run_all,
     write_rows,
 )
-from model import count_parameters
-from plot import COLORS
+from model import flops_per_token
 from prepare import prepare_missing
 
 SEARCH_SEED = 0  # used only to search for learning rates
 MAX_RATES = 8  # learning rates tried per arm; the search widens while the best is at an edge
 PAIR_DEVIATION = 0.010  # nats: standard deviation of paired differences, from the study "recipe"
 TOLERANCE = 0.5  # nats above the arm's best loss; at higher losses a rate counts as too high
+# A smaller difference does not count, even if its interval excludes zero. The 27 arms of "recipe"
+# share their baseline: a difference that any of them exceeds by chance in 5% of such studies
+# (Bonferroni, with PAIR_DEVIATION for all arms).
+THRESHOLD = 0.02
 
 # The 10M model of configs/shakespeare_char.py, and for a CPU one of the same depth and a quarter of
-# its width. Not compiled: short runs of many models would compile for longer than that saves.
-GPU = Config(
-    dataset="shakespeare_char",
-    run_name="run",
-    dropout=0.2,
-    min_lr=0.0,
-    max_steps=2000,
-    warmup_steps=100,
-    eval_tokens=20_000,
-    sample_interval=0,
-    save_interval=0,
-    compile=False,
-)
+# its width.
+GPU = replace(SHORT_RUN, dataset="shakespeare_char", dropout=0.2, max_steps=2000, warmup_steps=100)
 CPU = replace(
     GPU,
     d_model=96,
@@ -254,13 +242,13 @@ def arm_config(study: Study, base: Config, arm: str) -> Config:
     return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=max(1, steps // 4))
 
 
-def operations_per_step(config: Config) -> int:
-    """The operations of a training step up to a constant factor."""
+def operations_per_step(config: Config) -> float:
+    """The floating-point operations of a training step."""
     vocab_size = load_dataset(config.dataset).tokenizer.vocab_size
-    return count_parameters(replace(config, vocab_size=vocab_size)) * config.tokens_per_step
+    return flops_per_token(replace(config, vocab_size=vocab_size)) * config.tokens_per_step
 
 
-def run_study(study: Study, base: Config, seeds: int, parallel: int) -> list[dict]:
+def run_study(study: Study, base: Config, seeds: int, trainer: Trainer) -> list[dict]:
     """The result of every run, with its arm and learning rate; trains only what is missing."""
     arms = {arm: arm_config(study, base, arm) for arm in study.arms}
 
@@ -269,7 +257,7 @@ def run_study(study: Study, base: Config, seeds: int, parallel: int) -> list[dic
         for arm, rate, seed in points:
             config = replace(arms[arm], learning_rate=rate, seed=seed)
             configs[arm, rate, seed] = in_run_folder(config, "out/ablate")
-        return run_all(configs, parallel, later)
+        return trainer(configs, later)
 
     if study.search:
         points = [(arm, rate, SEARCH_SEED) for rate in study.rates for arm in arms]
@@ -342,50 +330,47 @@ def best_runs(study: Study, rows: list[dict], arm: str) -> list[dict]:
 def difference(study: Study, rows: list[dict], arm: str) -> tuple[float, float] | None:
     """How much higher an arm's loss is than the first arm's, paired by seed, and half its interval.
 
-    None for the first arm itself, or with fewer than two pairs.
+    None for the first arm itself, with fewer than two pairs, or if a run of either arm diverged.
     """
     reference = {row["seed"]: loss(study, row) for row in best_runs(study, rows, study.first)}
-    pairs = [
-        loss(study, row) - reference.get(row["seed"], math.inf)
-        for row in best_runs(study, rows, arm)
-    ]
-    pairs = [pair for pair in pairs if math.isfinite(pair)]
-    return interval(pairs) if arm != study.first and len(pairs) > 1 else None
+    runs = [row for row in best_runs(study, rows, arm) if row["seed"] in reference]
+    pairs = [loss(study, row) - reference[row["seed"]] for row in runs]
+    if arm == study.first or len(pairs) < 2 or not all(map(math.isfinite, pairs)):
+        return None
+    return interval(pairs)
 
 
-def training_time(runs: list[dict]) -> float:
-    """The median, in seconds."""
-    return statistics.median(row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs)
+def counts(mean: float, half: float) -> bool:
+    """Whether a difference with half the width of its interval counts as an effect."""
+    return abs(mean) > half and abs(mean) >= THRESHOLD
+
+
+def arms_of(study: Study, rows: list[dict]) -> list[str]:
+    """The arms that have runs."""
+    return [arm for arm in study.arms if any(row["arm"] == arm for row in rows)]
 
 
 def comparison_table(study: Study, rows: list[dict]) -> str:
     """Each arm at its best learning rate, compared with the first arm."""
-    what = "bits per byte" if study.unit == "bits_per_byte" else "loss"
     lines = []
-    for arm in study.arms:
+    for arm in arms_of(study, rows):
         runs = best_runs(study, rows, arm)
-        kept = [row for row in runs if row["diverged"] is None]
+        losses = [loss(study, row) for row in runs if row["diverged"] is None]
+        pair = difference(study, rows, arm)
+        spread = ""
+        if len(losses) > 1:
+            spread = f"{statistics.mean(losses):.3f} ± {statistics.stdev(losses):.3f}"
         line = {
             "arm": arm,
             "learning rate": f"{runs[0]['learning_rate']:g}",
             "n": f"{len(runs)}",
-            "diverged": f"{len(runs) - len(kept)}",
-            f"final {what}": "",
-            f"best {what}": "",
-            "difference": "",
-            "95% interval": "",
+            "diverged": f"{len(runs) - len(losses)}",
+            "bits per byte" if study.unit == "bits_per_byte" else "loss": spread,
+            "difference": plus_minus(*pair) if pair else "",
         }
-        if len(kept) > 1:
-            final = [row[study.unit] for row in kept]
-            best = statistics.mean(row["best"] * row[study.unit] / row["final"] for row in kept)
-            line[f"final {what}"] = f"{statistics.mean(final):.4f} ± {statistics.stdev(final):.4f}"
-            line[f"best {what}"] = f"{best:.4f}"
-        if pair := difference(study, rows, arm):
-            mean, half = pair
-            line["difference"] = f"{mean:+.4f}"
-            line["95% interval"] = f"{mean - half:+.4f} to {mean + half:+.4f}"
         if study.timed:
-            line["training [s]"] = f"{training_time(runs):.1f}"
+            seconds = [row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs]
+            line["training [s]"] = f"{statistics.median(seconds):.1f}"
         lines.append(line)
     return markdown(lines)
 
@@ -393,134 +378,44 @@ def comparison_table(study: Study, rows: list[dict]) -> str:
 def rate_table(study: Study, rows: list[dict]) -> str:
     """Each arm's mean loss at each learning rate, and the highest rate at which it trains."""
     lines = []
-    for arm in study.arms:
-        line, means = {"arm": arm} | {f"{rate:g}": "" for rate in rates_of(rows)}, {}
+    for arm in arms_of(study, rows):
+        line = {"arm": arm} | {f"{rate:g}": "" for rate in rates_of(rows)}
         for rate in rates_of(rows, arm):
             losses = losses_at(study, rows, arm, rate)
             finite = [value for value in losses if math.isfinite(value)]
-            means[rate] = statistics.mean(losses)
             parts = [f"{statistics.mean(finite):.3f}"] if finite else []
             if len(finite) < len(losses):
                 parts.append(f"{len(losses) - len(finite)} of {len(losses)} diverged")
             line[f"{rate:g}"] = ", ".join(parts)
-        limit = min(means.values()) + TOLERANCE
-        line["trains up to"] = f"{max(rate for rate in means if means[rate] <= limit):g}"
+        highest = highest_rate(study, rows, arm)
+        line["trains up to"] = f"{highest:g}" if highest else ""
         lines.append(line)
     return markdown(lines)
 
 
-def change_table(study: Study, rows: list[dict]) -> str:
-    """Of a study that compares no learning rates: each arm's loss and difference from the first."""
-    lines = []
-    for arm in study.arms:
-        losses = [loss(study, row) for row in best_runs(study, rows, arm)]
-        diverged = losses.count(math.inf)
-        pair = difference(study, rows, arm)
-        mean = f"diverged in {diverged} of {len(losses)} runs"
-        lines.append(
-            {
-                "change": arm,
-                "validation loss": mean if diverged else f"{statistics.mean(losses):.3f}",
-                "difference": plus_minus(*pair) if pair and not diverged else "",
-            }
-        )
-    return markdown(lines)
+def highest_rate(study: Study, rows: list[dict], arm: str) -> float | None:
+    """The highest learning rate with a mean loss at most TOLERANCE above the arm's best."""
+    rates = rates_of(rows, arm)
+    means = {rate: statistics.mean(losses_at(study, rows, arm, rate)) for rate in rates}
+    limit = min(means.values()) + TOLERANCE
+    return max((rate for rate in rates if means[rate] <= limit < math.inf), default=None)
 
 
 def tables(study: Study, rows: list[dict]) -> str:
-    """All of table.md."""
-    if not study.rates:
-        return change_table(study, rows)
-    timed = " Training time is the median of runs that shared the machine." if study.timed else ""
-    return (
-        f"Each arm at its best learning rate: mean and standard deviation over n seeds, and the"
-        f" difference from {study.first}, paired by seed, with its 95% interval.{timed}\n\n"
-        f"{comparison_table(study, rows)}\n\n"
-        f"The mean loss at each learning rate over the seeds tried there, and the highest rate"
-        f" at which the arm trains: its mean is at most {TOLERANCE} above the arm's best.\n\n"
-        f"{rate_table(study, rows)}"
+    """All tables of a study."""
+    text = (
+        "Each arm at its best learning rate: the mean and standard deviation over n seeds; the"
+        f" difference from {study.first}, paired by seed, and half the width of its 95%"
+        " interval.\n\n"
+        f"{comparison_table(study, rows)}"
     )
-
-
-# -------------------------------------------------------------------------------------------------
-# figures
-
-UNITS = {"final": "final validation loss [nats per token]", "bits_per_byte": "bits per byte"}
-
-
-def arms_figure(study: Study, rows: list[dict]) -> Figure:
-    """Each seed of each arm at its best learning rate as a dot, and the mean as a line."""
-    figure = Figure(figsize=(8, 1 + 0.45 * len(study.arms)), layout="constrained")
-    axis = figure.subplots()
-    for height, arm in enumerate(study.arms):
-        losses = [loss(study, row) for row in best_runs(study, rows, arm)]
-        losses = [value for value in losses if math.isfinite(value)]
-        color = COLORS[height % len(COLORS)]
-        axis.plot(losses, [height] * len(losses), "o", color=color, alpha=0.6)
-        if losses:
-            mean = statistics.mean(losses)
-            axis.plot([mean, mean], [height - 0.3, height + 0.3], color=color, linewidth=2)
-    axis.set_yticks(range(len(study.arms)), list(study.arms))
-    axis.invert_yaxis()
-    axis.set_xlabel(UNITS[study.unit])
-    axis.grid(alpha=0.3, axis="x")
-    return figure
-
-
-def rates_figure(study: Study, rows: list[dict]) -> Figure:
-    """Final loss against learning rate: every run as a dot, and the mean of each arm as a line.
-
-    Arms whose names begin alike, up to the first comma, share a panel. Runs that diverged are at
-    the top.
-    """
-    groups = list(dict.fromkeys(arm.split(", ")[0] for arm in study.arms))
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    finite = [loss(study, row) for row in rows if row["diverged"] is None]
-    top = min(max(finite), 2 * min(finite)) + 0.05 * min(finite)
-    rates = rates_of(rows)
-    for group, axis in zip(groups, panels):
-        arms = [arm for arm in study.arms if arm.split(", ")[0] == group]
-        for arm, color in zip(arms, COLORS):
-            means = []
-            for rate in rates:
-                losses = [min(value, top) for value in losses_at(study, rows, arm, rate)]
-                means.append(statistics.mean(losses))
-                axis.plot([rate] * len(losses), losses, "o", color=color, alpha=0.4, markersize=4)
-            label = arm.removeprefix(group).removeprefix(", ") or "unchanged"
-            axis.plot(rates, means, color=color, label=label)
-        lost = [
-            row["learning_rate"]
-            for row in rows
-            if row["arm"] in arms and row["diverged"] is not None
-        ]
-        if lost:
-            axis.plot(lost, [top] * len(lost), "x", color="black", markersize=9, label="diverged")
-        axis.set_xscale("log")
-        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        axis.minorticks_off()
-        axis.set_xlabel("learning rate")
-        axis.set_title(group)
-        axis.grid(alpha=0.3)
-    panels[0].set_ylabel(UNITS[study.unit])
-    entries = {}
-    for axis in panels:
-        for handle, label in zip(*axis.get_legend_handles_labels()):
-            entries[label] = handle
-    place = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 9}
-    figure.legend(entries.values(), entries, **place)
-    return figure
-
-
-def redraw(name: str, results: Path) -> None:
-    """Writes a study's table and its figure from runs.jsonl."""
-    study, folder = STUDIES[name], results / name
-    rows = read_rows(folder / "runs.jsonl")
-    (folder / "table.md").write_text(tables(study, rows) + "\n", encoding="utf-8")
-    if study.search:
-        arms_figure(study, rows).savefig(folder / "arms.png", dpi=110)
-    elif study.rates:
-        rates_figure(study, rows).savefig(folder / "learning_rates.png", dpi=110)
+    if study.rates:
+        text += (
+            "\n\nThe mean loss at each learning rate over the seeds tried there, and the highest"
+            f" rate at which the arm trains: its mean is at most {TOLERANCE} above the arm's"
+            f" best.\n\n{rate_table(study, rows)}"
+        )
+    return text
 
 
 # -------------------------------------------------------------------------------------------------
@@ -531,46 +426,39 @@ def redraw(name: str, results: Path) -> None:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.ablate", description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
-    counts = {"type": int, "metavar": "N"}
-    parser.add_argument(
-        "--seeds", **counts, choices=range(2, 11), help="runs of each arm at its best rate, 2 to 10"
-    )
-    parser.add_argument("--steps", **counts, help="steps of the study's base")
+    add_options(parser)
     parser.add_argument(
         "--device",
         default="auto",
         help="cpu, cuda, mps; on a GPU most studies train 10M parameters",
     )
-    parser.add_argument(
-        "--parallel", **counts, help="runs at a time (default: one for each core of a CPU)"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--redraw", action="store_true", help="only tables and figures, from runs.jsonl"
-    )
     args = parser.parse_args(argv)
-    if any(value is not None and value < 1 for value in (args.steps, args.parallel)):
-        parser.error("--steps and --parallel must be at least 1")
-    study, folder = STUDIES[args.study], args.results / args.study
-    if not args.redraw:
-        device, _ = pick_device(args.device)
-        small = CPU if device.type == "cpu" else GPU
-        base = replace(small if study.base == "small" else shipped(), device=str(device))
-        if args.steps:
-            warmup = base.warmup_steps * args.steps // base.max_steps
-            base = replace(base, max_steps=args.steps, warmup_steps=warmup)
-        for settings in study.arms.values():
-            prepare_missing(settings.get("dataset", base.dataset))
-        seeds = args.seeds or study.seeds
-        smallest = STUDENT_T[seeds - 2] * PAIR_DEVIATION / math.sqrt(seeds)
-        print(study.question)
-        print(f"With {seeds} seeds, differences above about {smallest:.3f} nats are significant.")
-        parallel = args.parallel or (os.cpu_count() if device.type == "cpu" else 1)
-        write_rows(folder / "runs.jsonl", run_study(study, base, seeds, parallel))
-    redraw(args.study, args.results)
-    print((folder / "table.md").read_text(encoding="utf-8"), end="")
+    study = STUDIES[args.study]
+
+    # the base of all arms
+    device, _ = pick_device(args.device)
+    small = CPU if device.type == "cpu" else GPU
+    base = replace(small if study.base == "small" else shipped(), device=str(device))
+    if args.steps:
+        warmup = base.warmup_steps * args.steps // base.max_steps
+        base = replace(base, max_steps=args.steps, warmup_steps=warmup)
+    for settings in study.arms.values():
+        prepare_missing(settings.get("dataset", base.dataset))
+
+    # run the study
+    seeds = args.seeds or study.seeds
+    half = STUDENT_T[seeds - 2] * PAIR_DEVIATION / math.sqrt(seeds)
+    print(study.question)
+    print(
+        f"{seeds} seeds: 95% intervals of about ± {half:.3f} if pairs of runs differ as ours of 500"
+        f" steps do (standard deviation {PAIR_DEVIATION}); those of shorter runs differ more"
+    )
+    parallel = args.parallel or (os.cpu_count() if device.type == "cpu" else 1)
+    with Trainer(parallel) as trainer:
+        rows = run_study(study, base, seeds, trainer)
+    write_rows(args.results / args.study / "runs.jsonl", rows)
+    print(tables(study, rows))
+    print(f"\npython -m experiments.report --results {args.results} writes a report")
 
 
 if __name__ == "__main__":

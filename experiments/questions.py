@@ -2,9 +2,9 @@
 
 python -m experiments.questions out/capstone_best.pt out/python_byte_best.pt     7 minutes, 2 cores
 
-Measures the first checkpoint, and keeps config, metrics and samples of all of them in
-experiments/results/trained/. Then trains small models with one part changed. The measurements go
-to experiments/results/questions/measured.json.
+Looks into the first checkpoint, and keeps config, metrics, samples and results of all of them in
+<results>/trained/. Then trains small models with one part changed. The measurements go to
+<results>/questions/measured.json.
 """
 
 import json
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import model as model_module
@@ -33,19 +32,19 @@ from common.metrics import read_metrics
 from config import Config
 from evaluate import mean_loss
 from experiments.ablate import CPU, STUDIES
-from experiments.runs import RESULTS, machine, markdown
+from experiments.runs import add_options, machine, markdown
 from model import GPT, count_parameters, next_token_loss
-from plot import COLORS, draw, load_runs
 from prepare import prepare_missing
 from train import Run
 
 DEVICE = torch.device("cpu")
 BASE = replace(CPU, max_steps=300, warmup_steps=25, learning_rate=4e-3, device="cpu")  # short runs
 TOO_HIGH = 1.6e-2  # learning rate at which post-norm doesn't learn, from the study "stability"
-SEEDS = (1, 2, 3)
+SEEDS = 3
 GRADIENT_STEPS = (0, 10, 20, 40, 80, 150)  # steps at which gradients are measured
 WINDOWS = 512  # windows of the validation split, for the loss at each position
 FEW_WINDOWS = 64  # windows for all other measurements inside a model
+CONTINUED = 50  # tokens that a model has to continue exactly to have memorized them
 
 # -------------------------------------------------------------------------------------------------
 # tools
@@ -111,9 +110,9 @@ def rms(x) -> float:
     return x.float().square().mean().sqrt().item()
 
 
-def validation_loss(model: GPT) -> float:
+def validation_loss(model: GPT, base: Config) -> float:
     """The loss of a short run's model."""
-    return mean_loss(model, load_dataset(BASE.dataset).val, torch.float32, BASE.eval_tokens)
+    return mean_loss(model, load_dataset(base.dataset).val, torch.float32, base.eval_tokens)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -192,6 +191,23 @@ def change_token(model: GPT, ids) -> dict:
     return {"before": moved[:, :middle].max().item(), "from": moved[:, middle:].mean().item()}
 
 
+@torch.no_grad()
+def memorized(model: GPT, tokens: np.ndarray) -> dict[str, float]:
+    """How much of a text the model knows by heart.
+
+    Its mean loss; and the fraction of prompts of half a block that it continues exactly for
+    CONTINUED tokens by always taking the most likely one, as in Carlini et al., 2023,
+    arXiv:2202.07646.
+    """
+    prompt = model.config.block_size // 2
+    ids = spaced_windows(tokens, prompt + CONTINUED - 1, WINDOWS)
+    written = model.generate(ids[:, :prompt], CONTINUED, temperature=0)
+    return {
+        "loss": mean_loss(model, tokens, torch.float32, WINDOWS * model.config.block_size),
+        "exact": (written == ids).all(1).float().mean().item(),
+    }
+
+
 def scores_by_width() -> list[dict]:
     """Attention scores of random queries and keys whose channels have variance 1.
 
@@ -213,12 +229,12 @@ def scores_by_width() -> list[dict]:
 # measurements on short runs
 
 
-def gradients(seed: int) -> dict[str, list]:
+def gradients(base: Config) -> dict[str, list]:
     """Gradient norms of each block at some steps, pre- and post-norm, at a too high rate."""
-    ids = spaced_windows(load_dataset(BASE.dataset).train, BASE.block_size, 16)
+    ids = spaced_windows(load_dataset(base.dataset).train, base.block_size, 16)
     rows = {"pre": [], "post": []}
     for position in rows:
-        config = replace(BASE, norm_position=position, learning_rate=TOO_HIGH, seed=seed)
+        config = replace(base, norm_position=position, learning_rate=TOO_HIGH)
         for step, model in enumerate(islice(training(config), GRADIENT_STEPS[-1] + 1)):
             if step in GRADIENT_STEPS:
                 loss = loss_on(model, ids)
@@ -232,59 +248,50 @@ def gradients(seed: int) -> dict[str, list]:
     return rows
 
 
-def scaling_of_scores(seed: int) -> dict[str, float]:
+def scaling_of_scores(base: Config) -> dict[str, float]:
     """Losses of runs with and without the division of scores by sqrt(D), both without QK-norm."""
-    config = replace(BASE, qk_norm=False, seed=seed)
-    scaled = validation_loss(trained(config))
-    with attending(factor=math.sqrt(BASE.head_dim)):
-        return {"scaled": scaled, "plain": validation_loss(trained(config))}
+    config = replace(base, qk_norm=False)
+    scaled = validation_loss(trained(config), base)
+    with attending(factor=math.sqrt(base.head_dim)):
+        return {"scaled": scaled, "plain": validation_loss(trained(config), base)}
 
 
-def without_mask(seed: int) -> dict[str, float]:
+def without_mask(base: Config) -> dict[str, float]:
     """The loss of a model trained without the mask: without it, and with it."""
     with attending(causal=False):
-        model = trained(replace(BASE, seed=seed))
-        seen = validation_loss(model)
-    return {"seen": seen, "hidden": validation_loss(model)}
+        model = trained(base)
+        seen = validation_loss(model, base)
+    return {"seen": seen, "hidden": validation_loss(model, base)}
 
 
-def norm_times(rounds: int = 5, steps: int = 30) -> dict[str, list[float]]:
+def norm_times(base: Config, rounds: int = 5, steps: int = 30) -> dict[str, list[float]]:
     """Milliseconds per step with each norm, alternating; the first five steps don't count."""
     times = {"rmsnorm": [], "layernorm": []}
     for _ in range(rounds):
         for norm, medians in times.items():
-            config = replace(BASE, norm_type=norm, max_steps=steps, warmup_steps=0)
+            config = replace(base, norm_type=norm, max_steps=steps, warmup_steps=0)
             ticks = [time.perf_counter() for _ in training(config)]
             medians.append(1000 * float(np.median(np.diff(ticks[5:]))))
     return times
 
 
-def weight_decay(seed: int) -> dict[str, float]:
+def weight_decay(base: Config) -> dict[str, float]:
     """Root mean square of the matrices' elements after runs with and without weight decay."""
     sizes = {}
     for name, decay in (("with", 0.1), ("without", 0.0)):
-        model = trained(replace(BASE, weight_decay=decay, seed=seed))
+        model = trained(replace(base, weight_decay=decay))
         matrices = model.parameter_groups()["matrices"]
         sizes[name] = rms(torch.cat([matrix.flatten() for matrix in matrices]))
     return sizes
 
 
 # -------------------------------------------------------------------------------------------------
-# tables and figures
+# tables
 
 
 def report_tables(measured: dict) -> dict[str, str]:
     """The tables of REPORT.md, by name."""
     inside = measured["checkpoint"]
-    scores = [
-        {
-            "channels per head": f"{row['head_dim']}",
-            "deviation of the scores": f"{row['deviation']:.1f}",
-            "largest weight of 128 keys": f"{row['plain']:.2f}",
-            "the same, scores / √D": f"{row['scaled']:.2f}",
-        }
-        for row in measured["scores"]
-    ]
     stream = [
         {
             "read after": f"block {layer}" if layer else "the embedding",
@@ -304,10 +311,8 @@ def report_tables(measured: dict) -> dict[str, str]:
         for row in measured["tokenizers"]
     ]
     return {
-        "scores table": markdown(scores),
         "stream table": markdown(stream),
         "context table": context_table(inside["positions"]),
-        "gradients table": gradients_table(measured["gradients"]),
         "tokens table": markdown(tokens),
     }
 
@@ -323,80 +328,6 @@ def context_table(losses: list[float]) -> str:
     return markdown([row])
 
 
-def gradients_table(seeds: list[dict]) -> str:
-    """Loss and gradient norms of the first and the last block; medians over the seeds."""
-    rows = []
-    for i, measurement in enumerate(seeds[0]["pre"]):
-        row = {"step": f"{measurement['step']}"}
-        for position in ("pre", "post"):
-            points = [seed[position][i] for seed in seeds]
-            values = {
-                "loss": [point["loss"] for point in points],
-                "first block": [point["norms"][0] for point in points],
-                "last block": [point["norms"][-1] for point in points],
-            }
-            for name, of_seeds in values.items():
-                median = np.median(of_seeds)
-                digits = ".2g" if median < 0.1 else ".2f"
-                row[f"{position}-norm: {name}"] = f"{median:{digits}}"
-        rows.append(row)
-    return markdown(rows)
-
-
-def heads_figure(heads: np.ndarray) -> Figure:
-    """How much each head (layers, heads, distance) attends to the token at each distance back."""
-    layers, count, distances = heads.shape
-    figure = Figure(figsize=(8, 0.6 + 0.22 * layers * count), layout="constrained")
-    axis = figure.subplots()
-    rows = heads.reshape(-1, distances)[:, :32]
-    image = axis.imshow(rows, aspect="auto", cmap="viridis", vmin=0, vmax=0.5)
-    for layer in range(1, layers):
-        axis.axhline(layer * count - 0.5, color="white", linewidth=1.5)
-    middles = [layer * count + (count - 1) / 2 for layer in range(layers)]
-    axis.set_yticks(middles, [f"block {layer + 1}" for layer in range(layers)])
-    axis.set_xlabel("tokens back (0: itself)")
-    figure.colorbar(image, label="fraction of the attention", extend="max")
-    return figure
-
-
-def gradients_figure(seeds: list[dict]) -> Figure:
-    """Gradient norm of each block at some steps, pre- and post-norm; medians over the seeds."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axis, position in zip(panels, ("pre", "post")):
-        for i, (measurement, color) in enumerate(zip(seeds[0][position], COLORS)):
-            norms = np.median([seed[position][i]["norms"] for seed in seeds], axis=0)
-            blocks = range(1, len(norms) + 1)
-            label = f"step {measurement['step']}"
-            axis.plot(blocks, norms, "o-", color=color, markersize=4, label=label)
-        axis.set_yscale("log")
-        axis.set_title(f"{position}-norm")
-        axis.set_xlabel("block")
-        axis.grid(alpha=0.3)
-    panels[0].set_ylabel("gradient norm of the block")
-    panels[1].legend(frameon=False, fontsize=9)
-    return figure
-
-
-def read_measured(results: Path) -> dict:
-    return json.loads((results / "questions" / "measured.json").read_text(encoding="utf-8"))
-
-
-def read_runs(results: Path) -> list[dict]:
-    """The runs of the checkpoints that were measured, from `describe`."""
-    return json.loads((results / "trained" / "runs.json").read_text(encoding="utf-8"))
-
-
-def redraw(results: Path) -> None:
-    """Draws the figures: the curves of the first run, its heads, gradients of short runs."""
-    measured, name = read_measured(results), read_runs(results)[0]["config"]["run_name"]
-    trained_folder, folder = results / "trained", results / "questions"
-    draw(load_runs([trained_folder / f"{name}_metrics.jsonl"]), trained_folder / "curves.png")
-    heads = np.array(measured["checkpoint"]["heads"])
-    heads_figure(heads).savefig(folder / "heads.png", dpi=110)
-    gradients_figure(measured["gradients"]).savefig(folder / "gradients.png", dpi=110)
-
-
 # -------------------------------------------------------------------------------------------------
 # the command
 
@@ -409,6 +340,7 @@ def describe(path: str, saved: Checkpoint) -> dict:
     model, _ = saved.build(DEVICE)
     dtype, _ = pick_dtype(config.dtype, DEVICE)
     loss = mean_loss(model, dataset.val, dtype)
+    splits = {"train": dataset.train, "val": dataset.val}
     return {
         "machine": machine(DEVICE),
         "config": saved.config,
@@ -417,6 +349,7 @@ def describe(path: str, saved: Checkpoint) -> dict:
         "seconds": read_metrics(metrics_path(path, saved))[-1]["seconds"],
         "loss": loss,
         "bits_per_byte": dataset.bits_per_byte(loss),
+        "memorized": {name: memorized(model, tokens) for name, tokens in splits.items()},
         "source": dataset.meta["source"],
         "train": dataset.meta["train"],
         "val": dataset.meta["val"],
@@ -448,10 +381,11 @@ def main(argv: list[str]) -> None:
         default=["out/capstone_best.pt"],
         help="(default: out/capstone_best.pt)",
     )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
-    )
+    add_options(parser, parallel=False)
     args = parser.parse_args(argv)
+    steps = args.steps or BASE.max_steps
+    warmup = BASE.warmup_steps * steps // BASE.max_steps
+    base = replace(BASE, max_steps=steps, warmup_steps=warmup)
 
     # keep what describes the runs
     saved = {path: checkpoint.load(path) for path in args.checkpoints}
@@ -464,7 +398,7 @@ def main(argv: list[str]) -> None:
     (folder / "runs.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
     # measure
-    prepare_missing(BASE.dataset)
+    prepare_missing(base.dataset)
     first = saved[args.checkpoints[0]]
     model, _ = first.build(DEVICE)
     measured = {
@@ -472,19 +406,22 @@ def main(argv: list[str]) -> None:
         "checkpoint": look_into(model, load_dataset(first.config["dataset"]).val),
         "scores": scores_by_width(),
         "tokenizers": count_tokens(),
-        "norm_times": norm_times(),
+        "norm_times": norm_times(base),
     }
-    short_runs = (gradients, scaling_of_scores, without_mask, weight_decay)
-    with tqdm(total=len(short_runs) * len(SEEDS), unit="comparison") as bar:
+    short_runs, seeds = (
+        (gradients, scaling_of_scores, without_mask, weight_decay),
+        args.seeds or SEEDS,
+    )
+    with tqdm(total=len(short_runs) * seeds, unit="comparison") as bar:
         for measure in short_runs:
             measured[measure.__name__] = []
-            for seed in SEEDS:
-                measured[measure.__name__].append(measure(seed))
+            for seed in range(1, seeds + 1):
+                measured[measure.__name__].append(measure(replace(base, seed=seed)))
                 bar.update()
     path = args.results / "questions" / "measured.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(measured) + "\n", encoding="utf-8")
-    print(f"wrote {path}; python -m experiments.report puts it into REPORT.md")
+    print(f"python -m experiments.report --results {args.results} writes a report")
 
 
 if __name__ == "__main__":

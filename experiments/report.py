@@ -1,33 +1,44 @@
-"""Puts tables, samples and headline numbers into REPORT.md, and draws its figures.
+"""Puts tables, figures, samples and headline numbers of whatever was measured into a report.
 
-python -m experiments.report    after experiments.questions, .ablate (every study) and .scaling
+python -m experiments.report --results DIR    after experiments.ablate, .scaling or .questions
 
-In REPORT.md such a value is between two comments, <!--name--> and <!---->. Only these values are
-replaced; everything else is prose to be edited by hand.
+If there is no report yet, it begins with the outline in experiments/outline.md. In a report, a
+measured value is between two comments, <!--name--> and <!---->. Only these values are replaced;
+everything else is prose to be edited by hand.
 """
 
 import difflib
+import os
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from common.cli import Parser, command
 from common.errors import UserError
-from common.files import read_text
+from common.files import read_text, write_bytes
 from common.metrics import read_metrics
 from config import Config
-from experiments import ablate, questions, scaling
-from experiments.runs import RESULTS, interval, markdown, plus_minus, read_rows
+from experiments import ablate, figures, questions, scaling
+from experiments.runs import RESULTS, interval, markdown, plus_minus, read_json, read_rows
+from model import flops_per_token
 
 MARK = re.compile(r"<!--(\S.*?)-->(.*?)<!---->", re.DOTALL)
+OUTLINE = Path(__file__).with_name("outline.md")
+Values = dict[str, str | Figure]  # texts by name; figures by the name of their file
+
+# -------------------------------------------------------------------------------------------------
+# the values of each part
 
 
-def run_values(results: Path) -> dict[str, str]:
+def trained_values(folder: Path) -> Values:
     """What was trained: the checkpoints measured by experiments.questions. The first one leads."""
-    lines = []
-    for run in questions.read_runs(results):
+    runs, lines, memorized = read_json(folder / "runs.json"), [], []
+    for run in runs:
         config, corpus = Config(**run["config"]), run["train"]["tokens"]
         tokens = run["step"] * config.tokens_per_step
         line = {
@@ -35,62 +46,104 @@ def run_values(results: Path) -> dict[str, str]:
             "text": f"{config.dataset}, {corpus:,} tokens",
             "parameters": f"{run['parameters']:,}",
             "trained on": f"{tokens:,} tokens, {tokens / corpus:.2g} epochs",
-            "training": f"{run['seconds']:.0f} s",
+            "training": duration(run["seconds"]),
             "loss": f"{run['loss']:.4f}",
             "bits per byte": f"{run['bits_per_byte']:.4f}",
         }
         lines.append(line)
-    first = questions.read_runs(results)[0]
-    metrics = results / "trained" / f"{first['config']['run_name']}_metrics.jsonl"
-    samples = [row["sample"] for row in read_metrics(metrics) if "sample" in row] or ["(none)"]
+        if measured := run.get("memorized"):
+            line = {
+                "run": config.run_name,
+                "loss on training text": f"{measured['train']['loss']:.3f}",
+                "on validation text": f"{measured['val']['loss']:.3f}",
+                "training text continued exactly": f"{measured['train']['exact']:.1%}",
+                "validation text": f"{measured['val']['exact']:.1%}",
+            }
+            memorized.append(line)
+
+    # the first run in detail
+    run, config = runs[0], Config(**runs[0]["config"])
+    rows = read_metrics(folder / f"{config.run_name}_metrics.jsonl")
+    samples = [
+        f"After {row['step']:,} steps:\n\n```text\n{row['sample'].strip()}\n```"
+        for row in rows
+        if "sample" in row
+    ] or ["(no sample)"]
+    losses = np.array([row["train/loss"] for row in rows if "train/loss" in row])
+    gaps = [  # of each evaluation, to the training loss of up to 50 steps before
+        row["val/loss"] - losses[max(0, row["step"] - 50) : row["step"]].mean()
+        for row in rows
+        if "val/loss" in row and row["step"]
+    ]
+    norms = np.array([row["train/grad_norm"] for row in rows if "train/grad_norm" in row])
+    operations = flops_per_token(config) * config.tokens_per_step * run["step"]
     return {
-        "machine": first["machine"],
+        "machine": run["machine"],
         "runs": markdown(lines),
-        "loss": f"{first['loss']:.3f}",
-        "seconds": f"{first['seconds']:.0f}",
-        "early sample": f"```text\n{samples[0][:300].strip()}\n```",
-        "late sample": f"```text\n{samples[-1][:300].strip()}\n```",
+        "memorized": markdown(memorized) if memorized else not_measured("trained"),
+        "parameters": f"{run['parameters']:,}",
+        "training": duration(run["seconds"]),
+        "operations": f"{operations:.1e}",
+        "loss": f"{run['loss']:.3f}",
+        "early gap": f"{gaps[0]:.2f}",
+        "late gap": f"{gaps[-1]:.2f}",
+        "largest gradient": f"{norms.max():.1f}",
+        "clipped": f"{(norms > (config.grad_clip or np.inf)).mean():.1%}",
+        "early sample": samples[0],
+        "late sample": samples[-1],
+        "curves.png": figures.run_curves(config.run_name, rows, config.grad_clip),
     }
 
 
-def study_values(results: Path) -> dict[str, str]:
-    """Of each study its tables, each arm's difference from the first, and losses at each rate."""
-    values = {}
-    for name, study in ablate.STUDIES.items():
-        rows = read_rows(results / name / "runs.jsonl")
-        if not study.rates:
-            values[f"{name} table"] = ablate.change_table(study, rows)
-        else:
-            values[f"{name} table"] = ablate.comparison_table(study, rows)
-            values[f"{name} rates"] = ablate.rate_table(study, rows)
-        for arm in study.arms:
-            if pair := ablate.difference(study, rows, arm):
-                values[f"{name}: {arm}"] = plus_minus(*pair)
-            for rate in ablate.rates_of(rows, arm):
-                mean = statistics.mean(ablate.losses_at(study, rows, arm, rate))
-                values[f"{name}: {arm} at {rate:g}"] = f"{mean:.3f}"
-    return values
+def duration(seconds: float) -> str:
+    """Such as 69 s, 12 min or 5.2 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def scaling_values(results: Path) -> dict[str, str]:
-    rows = read_rows(results / "scaling" / "runs.jsonl")
-    laws = scaling.read_laws(results / "scaling" / "laws.json")
+def question_values(folder: Path) -> Values:
+    measured = read_json(folder / "measured.json")
+    inside, heads = measured["checkpoint"], np.array(measured["checkpoint"]["heads"])
+    near, scores = figures.near(heads), measured["scores"]
+    unscaled = [row["plain"] - row["scaled"] for row in measured["scaling_of_scores"]]
+    seen, hidden = (
+        interval([row[key] for row in measured["without_mask"]]) for key in ("seen", "hidden")
+    )
+    return {
+        "loss": f"{inside['loss']:.3f}",
+        "loss unscaled": f"{inside['loss_unscaled']:.3f}",
+        "largest weights": (
+            f"{scores[0]['plain']:.2f} with {scores[0]['head_dim']} channels and"
+            f" {scores[-1]['plain']:.2f} with {scores[-1]['head_dim']:,}; of divided scores,"
+            f" {scores[-1]['scaled']:.2f}"
+        ),
+        "scaling of scores": plus_minus(*interval(unscaled)),
+        "moved": f"{inside['mask']['from']:.2f}",
+        "without mask, seen": "{:.3f} ± {:.3f}".format(*seen),
+        "without mask, hidden": "{:.3f} ± {:.3f}".format(*hidden),
+        "to the one before": f"{(heads.argmax(-1) == 1).sum()} of {near.size}",
+        "near": f"{near.mean():.0%}",
+        "nearest": f"{near.max():.0%}",
+        "widest": f"{near.min():.0%}",
+        "heads.png": figures.attention(heads),
+        "gradients.png": figures.gradients(measured["gradients"]),
+        **questions.report_tables(measured),
+    }
+
+
+def scaling_values(folder: Path) -> Values:
+    rows, laws = read_rows(folder / "runs.jsonl"), scaling.read_laws(folder / "laws.json")
     law, resampled = laws[scaling.MAIN]
 
     points = scaling.predictions(rows, laws)
     measured = np.array([statistics.mean(point["losses"]) for point in points])
-    bootstrap = [point["bootstrap"] for point in points]
-    low, high = np.percentile(bootstrap, [2.5, 97.5], axis=1)
-    inside = (low < measured) & (measured < high)
+    low, high = np.percentile([point["bootstrap"] for point in points], [2.5, 97.5], axis=1)
     growth = scaling.middle_95([other.growth for other in resampled], 2)
-    values = {
-        "rate exponent": f"{scaling.rate_rule(rows)[1]:.2f}".replace("-", "−"),
-        "held out inside": f"{inside.sum()} of {len(points)}",
-        "growth": f"{law.growth:.2f} ({growth})",
+    misses = {
+        name: max(np.abs([point["predicted"][name] for point in points] - measured))
+        for name in laws
     }
-    for name in laws:
-        predicted = np.array([point["predicted"][name] for point in points])
-        values[f"largest miss {name}"] = f"{np.abs(predicted - measured).max():.3f}"
 
     # what the largest size gains over the one that is about a fifth of it, on each text
     short = {row["parameters"]: row["best"] for row in rows if row["part"] == "short text"}
@@ -101,54 +154,127 @@ def scaling_values(results: Path) -> dict[str, str]:
         if point["tokens"] == budget
     }
     smaller, largest = sorted(long)[-2:]
-    values["gain on short text"] = f"{short[smaller] - short[largest]:.3f}"
-    values["gain on long text"] = f"{long[smaller] - long[largest]:.3f}"
-    return values | scaling.report_tables(rows, laws)
-
-
-def question_values(results: Path) -> dict[str, str]:
-    measured = questions.read_measured(results)
-    inside, scores = measured["checkpoint"], measured["scaling_of_scores"]
-    near = np.array(inside["heads"])[..., :8].sum(-1)
-    seen, hidden = (
-        interval([row[key] for row in measured["without_mask"]]) for key in ("seen", "hidden")
-    )
     return {
-        "loss unscaled": f"{inside['loss_unscaled']:.3f}",
-        "scaling of scores": plus_minus(
-            *interval([row["plain"] - row["scaled"] for row in scores])
-        ),
-        "without mask, seen": "{:.3f} ± {:.3f}".format(*seen),
-        "without mask, hidden": "{:.3f} ± {:.3f}".format(*hidden),
-        "near": f"{100 * near.mean():.0f}%",
-        **questions.report_tables(measured),
+        "rate exponent": f"{scaling.rate_rule(rows)[1]:.2f}".replace("-", "−"),
+        "inside": f"{((low < measured) & (measured < high)).sum()} of {len(points)}",
+        "growth": f"{law.growth:.2f} ({growth})",
+        "gain on short text": f"{short[smaller] - short[largest]:.3f}",
+        "gain on long text": f"{long[smaller] - long[largest]:.3f}",
+        "law.png": figures.law(rows, laws),
+        "short_text.png": figures.short_text(rows),
+        "tables": scaling.tables(rows, laws),
+        **{f"largest miss {name}": f"{miss:.3f}" for name, miss in misses.items()},
+        **scaling.report_tables(rows, laws),
     }
 
 
-def all_values(results: Path) -> dict[str, str]:
-    """Everything that REPORT.md can contain, by name. Raises UserError if a study is missing."""
-    values = {}
-    try:
-        for part in (run_values, study_values, scaling_values, question_values):
-            values |= part(results)
-    except OSError as error:
-        raise UserError(
-            f"can't read {error.filename}: run the programs in experiments/ first"
-        ) from None
+def study_values(name: str, folder: Path) -> Values:
+    """A study's table, each arm's difference from the first, and mean losses at each rate."""
+    study, rows = ablate.STUDIES[name], read_rows(folder / "runs.jsonl")
+    values = {"tables": ablate.tables(study, rows)}
+    for arm in ablate.arms_of(study, rows):
+        if pair := ablate.difference(study, rows, arm):
+            values[arm] = plus_minus(*pair)
+        for rate in ablate.rates_of(rows, arm):
+            mean = statistics.mean(ablate.losses_at(study, rows, arm, rate))
+            values[f"{arm} at {rate:g}"] = f"{mean:.3f}"
+    if study.rates and not study.search:
+        values["learning_rates.png"] = figures.learning_rates(study, rows)
     return values
 
 
+def all_studies(results: Path) -> Values:
+    """All studies in one figure, and their tables."""
+    studies = {
+        name: (study, read_rows(results / name / "runs.jsonl"))
+        for name, study in ablate.STUDIES.items()
+        if (results / name).is_dir()
+    }
+    tables = [
+        f"**{name}: {study.question}**\n\n{ablate.comparison_table(study, rows)}"
+        for name, (study, rows) in studies.items()
+    ]
+    return {"tables": "\n\n".join(tables), "forest.png": figures.forest(studies)}
+
+
+# a part is a folder of the results: the program that makes it, and what gives its values
+QUESTIONS = "questions out/capstone_best.pt"
+PARTS = {
+    **{name: (f"ablate {name}", partial(study_values, name)) for name in ablate.STUDIES},
+    "scaling": ("scaling", scaling_values),
+    "trained": (QUESTIONS, trained_values),
+    "questions": (QUESTIONS, question_values),
+}
+
+
+def all_values(results: Path) -> Values:
+    """All that a report can contain, by name: "<part>: <value>". Raises UserError.
+
+    Parts without a folder have no values.
+    """
+    values, found = {}, [part for part in PARTS if (results / part).is_dir()]
+    if not found:
+        programs = "experiments.ablate, experiments.scaling or experiments.questions"
+        raise UserError(f"there are no results in {results}: run {programs} first")
+    for part in found:
+        program, values_of = PARTS[part]
+        try:
+            of_part = values_of(results / part)
+        except FileNotFoundError as error:
+            message = f"there is no {error.filename}: run python -m experiments.{program}"
+            raise UserError(message) from None
+        values |= {f"{part}: {name}": value for name, value in of_part.items()}
+    if ablate.STUDIES.keys() & found:
+        values |= {f"studies: {name}": value for name, value in all_studies(results).items()}
+    return values
+
+
+def not_measured(part: str) -> str:
+    program = "ablate norms" if part == "studies" else PARTS[part][0]
+    return f"*not measured yet: `python -m experiments.{program}`*"
+
+
+# -------------------------------------------------------------------------------------------------
+# the report
+
+
+def place_of(name: str) -> str:
+    """Where in the folder of results the figure of this name is."""
+    return name.removeprefix("studies: ").replace(": ", "/")
+
+
+def title_of(figure: Figure) -> str:
+    """The title of a figure, or those of its panels."""
+    return figure.get_suptitle() or ". ".join(axis.get_title("left") for axis in figure.axes)
+
+
+def all_tables(values: Values) -> str:
+    """tables.md: the tables of all parts."""
+    tables = {part: values.get(f"{part}: tables") for part in PARTS}
+    return "\n".join(f"# {part}\n\n{text}\n" for part, text in tables.items() if text)
+
+
 def fill(text: str, values: dict[str, str]) -> str:
-    """The text with new values between its marks. Raises UserError if a name is unknown."""
+    """The text with new values between its marks. Raises UserError if a name is unknown.
+
+    Values of a part that was not measured say how to measure it. A value whose mark begins a line
+    gets lines of its own: Markdown takes what follows a comment there for HTML.
+    """
+    measured = {name.split(": ")[0] for name in values}
 
     def replacement(match: re.Match) -> str:
         name = match[1]
-        if name not in values:
+        part = name.split(": ")[0]
+        if name in values:
+            value = values[name]
+        elif part in {*PARTS, "studies"} - measured:
+            value = not_measured(part)
+        else:
             near = difflib.get_close_matches(name, values, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"REPORT.md uses the unknown value {name!r}{hint}")
-        newline = "\n" if "\n" in values[name] else ""
-        return f"<!--{name}-->{newline}{values[name]}{newline}<!---->"
+            raise UserError(f"the report uses the unknown value {name!r}{hint}")
+        newline = "\n" if text[: match.start()].endswith("\n") else ""
+        return f"<!--{name}-->{newline}{value}{newline}<!---->"
 
     return MARK.sub(replacement, text)
 
@@ -160,16 +286,27 @@ def main(argv: list[str]) -> None:
         "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
     )
     parser.add_argument(
-        "--report", type=Path, default=Path("REPORT.md"), help="file (default: %(default)s)"
+        "--report", type=Path, help="Markdown file (default: REPORT.md in the folder of results)"
     )
     args = parser.parse_args(argv)
-    text = fill(read_text(args.report), all_values(args.results))
-    for name in ablate.STUDIES:
-        ablate.redraw(name, args.results)
-    scaling.redraw(args.results)
-    questions.redraw(args.results)
-    args.report.write_text(text, encoding="utf-8")
-    print(f"{args.report}: {len(MARK.findall(text))} measured values")
+    report = args.report or args.results / "REPORT.md"
+    text = read_text(report if report.exists() else OUTLINE)
+    with matplotlib.rc_context(figures.STYLE):
+        values = all_values(args.results)
+        fill(text, dict.fromkeys(values, ""))  # before anything is written: are all names known?
+        for name, value in values.items():
+            if isinstance(value, Figure):
+                path = args.results / place_of(name)
+                value.savefig(path)
+                link = Path(os.path.relpath(path, report.parent)).as_posix()
+                values[name] = f"![{title_of(value)}]({link})"
+    text = fill(text, values)
+    write_bytes(report, text.encode())
+    write_bytes(args.results / "tables.md", all_tables(values).encode())
+    print(f"wrote {report}: {len(MARK.findall(text))} measured values")
+    missing = [PARTS[part][0] for part in PARTS if not (args.results / part).is_dir()]
+    if missing:
+        print("not measured yet:", *dict.fromkeys(missing), sep="\n  python -m experiments.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Runs many small trainings and keeps each result, so that a rerun trains only what is missing.
+"""Trains many small models and keeps each result, so that a rerun trains only what is missing.
 
-Also what every program in experiments/ shares: intervals, Markdown tables, rows of JSON.
+Also what every program in experiments/ shares: options, intervals, Markdown tables, rows of JSON.
 """
 
+import argparse
 import hashlib
 import json
 import math
@@ -10,11 +11,14 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import statistics
+import sys
 from collections.abc import Hashable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,20 +26,67 @@ import torch
 from tqdm import tqdm
 
 from common import checkpoint
+from common.cli import Parser
 from common.dataset import load_dataset
 from common.device import has_bfloat16, pick_device, pick_dtype
-from common.files import write_atomically
+from common.errors import UserError
+from common.files import write_bytes
 from common.metrics import Diverged, read_metrics, summarize
 from config import Config
 from evaluate import mean_loss
 from train import train
 
 Key = TypeVar("Key", bound=Hashable)
-RESULTS = Path("experiments/results")
+RESULTS = Path("out/results")  # those of the project itself are in experiments/results
 PROGRESS = "{n_fmt} of {total_fmt} runs done, {remaining} left |{bar}|"
+# Settings of all short runs. Not compiled: many small models would compile for longer than that
+# saves.
+SHORT_RUN = Config(
+    run_name="run",
+    min_lr=0.0,
+    eval_tokens=20_000,
+    sample_interval=0,
+    save_interval=0,
+    compile=False,
+)
 
 # 97.5% quantiles of Student's t for 2, 3, ... 10 values
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+# -------------------------------------------------------------------------------------------------
+# options
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, as the value of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def add_options(parser: Parser, *, parallel: bool = True) -> None:
+    """Adds the options that mean the same in every program: --steps, --seeds, --results, ..."""
+    parser.add_argument(
+        "--steps",
+        type=count,
+        metavar="N",
+        help="steps of the base run; others keep their ratio to it",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        choices=range(2, 11),
+        help="compared runs are repeated with the seeds 1 to N, 2 to 10",
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
+    )
+    if parallel:
+        parser.add_argument(
+            "--parallel", type=count, metavar="N", help="runs at a time (default: one per CPU core)"
+        )
+
 
 # -------------------------------------------------------------------------------------------------
 # training
@@ -91,44 +142,64 @@ def run_one(config: Config) -> dict:
     }
     for name in ("best.pt", "best.prev.pt", "last.pt"):
         config.path(name).unlink(missing_ok=True)
-    content = json.dumps(result) + "\n"
-    write_atomically(folder / "result.json", lambda file: file.write(content.encode()))
+    write_bytes(folder / "result.json", json.dumps(result).encode())
     return result
 
 
-def run_all(configs: dict[Key, Config], parallel: int, later: int = 0) -> dict[Key, dict]:
-    """Returns the result of each run, and trains those without a result.json, `parallel` at a time.
+class Trainer:
+    """trainer(configs) returns the result of each run, and trains those that have none yet.
 
-    parallel=1 trains in this process. The progress line counts `later` further runs, which the
-    caller expects to ask for afterwards.
+    Trains `parallel` runs at a time; 1 means in this process. In a `with` block, one progress line
+    counts the runs of all calls.
     """
-    paths = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
-    missing = [configs[key] for key, path in paths.items() if not path.exists()]
-    if missing:
-        total = len(missing) + later
-        with tqdm(total=total, unit="run", smoothing=0, bar_format=PROGRESS) as bar:
-            if parallel == 1:
+
+    def __init__(self, parallel: int):
+        self.parallel, self.bar = parallel, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        if self.bar:
+            self.bar.close()
+        if error is KeyboardInterrupt:
+            print("the same command continues with the runs that are left", file=sys.stderr)
+
+    def __call__(self, configs: dict[Key, Config], later: int = 0) -> dict[Key, dict]:
+        """later: how many further runs the caller expects to ask for afterwards."""
+        paths = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
+        missing = [configs[key] for key, path in paths.items() if not path.exists()]
+        if missing:
+            self.bar = self.bar or tqdm(total=0, unit="run", smoothing=0, bar_format=PROGRESS)
+            self.bar.total = self.bar.n + len(missing) + later
+            self.bar.refresh()
+            if self.parallel > 1:
+                self.train_in_processes(missing)
+            else:
                 for config in missing:
                     run_one(config)
-                    bar.update()
-            else:
-                run_parallel(missing, parallel, bar)
-    return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items()}
+                    self.bar.update()
+        return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items()}
 
+    def train_in_processes(self, configs: list[Config]) -> None:
+        """Trains in several processes that divide the CPU's cores among them.
 
-def run_parallel(configs: list[Config], processes: int, bar: tqdm) -> None:
-    """Trains in several processes that divide the CPU's cores among them."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (threads,)) as pool:
-        futures = [pool.submit(run_one, config) for config in configs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        They ignore Ctrl-C while they start and between runs; train() handles it.
+        """
+        threads = max(1, (os.cpu_count() or 1) // self.parallel)
+        spawn = multiprocessing.get_context("spawn")
+        waiting = iter(configs)
+        with ProcessPoolExecutor(self.parallel, spawn, torch.set_num_threads, (threads,)) as pool:
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            running = {pool.submit(run_one, config) for config in islice(waiting, self.parallel)}
+            signal.signal(signal.SIGINT, handler)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    self.bar.update()
+                # one for each that is done: whatever waits in the pool would run after Ctrl-C too
+                running |= {pool.submit(run_one, config) for config in islice(waiting, len(done))}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -173,10 +244,21 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Writes one JSON object per line."""
-    content = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda file: file.write(content.encode()))
+    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Reads one JSON object per line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Reads one JSON object per line. Raises UserError."""
+    return [parse(line, path) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_json(path: Path):
+    """Raises UserError."""
+    return parse(path.read_text(encoding="utf-8"), path)
+
+
+def parse(text: str, path: Path):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None

@@ -1,13 +1,13 @@
 """How does the loss fall with parameters and text, and do small models predict larger ones?
 
-python -m experiments.scaling              100 minutes on 2 shared cores
-python -m experiments.scaling --redraw     table and figures from the kept runs
+python -m experiments.scaling                                       100 minutes on 2 shared cores
+python -m experiments.scaling --steps 20 --results out/trial        a small one
 
 Searches for the best learning rate of a few sizes and fits a rule to them; trains five sizes on
 budgets of text that are read less than once; fits L(N, D) = E + A / N^alpha + B / D^beta; and
 compares that law with a larger model and a longer budget held out from the fit. Finally trains
 every size on one megabyte of text, for several epochs. An interrupted analysis resumes where it
-stopped. It leaves runs.jsonl, laws.json, table.md and figures in experiments/results/scaling/.
+stopped. It leaves runs.jsonl and laws.json in <results>/scaling/.
 """
 
 import itertools
@@ -22,30 +22,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 
 from common.cli import Parser, command
 from common.dataset import load_dataset
 from config import Config
 from experiments.ablate import next_rate
-from experiments.runs import RESULTS, in_run_folder, markdown, read_rows, run_all, write_rows
+from experiments.runs import (
+    SHORT_RUN,
+    Trainer,
+    add_options,
+    in_run_folder,
+    markdown,
+    read_json,
+    write_rows,
+)
 from model import GPTConfig, count_parameters
-from plot import COLORS
 from prepare import prepare_missing
 
 LONG = "python_byte"  # text that is read less than once
 SHORT = "shakespeare_char"  # text that is read several times
-BASE = Config(
-    run_name="run",
-    block_size=128,
-    batch_size=8,
-    min_lr=0.0,
-    eval_tokens=20_000,
-    sample_interval=0,
-    save_interval=0,
-    compile=False,
-    device="cpu",
-)
+BASE = replace(SHORT_RUN, block_size=128, batch_size=8, device="cpu")
 HEAD_DIM = 32
 VOCAB_SIZE = 256  # of the long text, bytes
 SIZES = ((2, 32), (2, 64), (4, 64), (6, 96), (8, 128), (10, 160))  # layers, width; last held out
@@ -59,7 +55,11 @@ HELD_OUT = (
 RATES = (2e-3, 4e-3, 8e-3)  # where the search for learning rates begins
 RATE_SIZES = (SIZES[0], SIZES[2], SIZES[4])
 RATE_BUDGET = 1_000_000
+RATE_STEPS = (
+    RATE_BUDGET // BASE.tokens_per_step
+)  # --steps changes them, and all others in proportion
 EPOCHS = 6  # of the short text
+SEEDS = 2  # of the runs on long text
 STARTS = 8  # starting points of a fit
 REPEATS = 200  # fits to resampled runs
 
@@ -67,13 +67,13 @@ REPEATS = 200  # fits to resampled runs
 @dataclass(frozen=True)
 class FitOptions:
     count_embedding: bool = False  # among the parameters
-    min_tokens: int = 0  # fit runs of at least this budget
+    shortest_budget: bool = True  # among the fitted runs
 
 
 FITS = {
     "without embedding": FitOptions(),
     "with embedding": FitOptions(count_embedding=True),
-    "without the shortest budget": FitOptions(min_tokens=BUDGETS[1]),
+    "without the shortest budget": FitOptions(shortest_budget=False),
 }
 MAIN = "without embedding"
 
@@ -188,7 +188,7 @@ def parameter_counts(size: tuple[int, int], vocab_size: int) -> tuple[int, int]:
 def size_config(dataset: str, size: tuple[int, int], tokens: int, rate: float, seed: int) -> Config:
     """A run whose cosine ends after `tokens`, a tenth of them warmup; on SHORT it stops early."""
     layers, width = size
-    steps = tokens // BASE.tokens_per_step
+    steps = max(1, tokens // BASE.tokens_per_step)
     evaluations, patience = (2 * EPOCHS, 3) if dataset == SHORT else (4, None)
     config = replace(
         BASE,
@@ -207,12 +207,17 @@ def size_config(dataset: str, size: tuple[int, int], tokens: int, rate: float, s
 
 
 def best_rate(losses: dict[float, float]) -> float:
-    """The minimum of the parabola, over log rate, through the best rate and its neighbors."""
+    """The minimum of the parabola, over log rate, through the best rate and its neighbors.
+
+    The best rate itself if it has no two neighbors that are worse, and did not diverge.
+    """
     rates = sorted(losses)
-    middle = min(max(rates.index(min(losses, key=losses.get)), 1), len(rates) - 2)
-    near = rates[middle - 1 : middle + 2]
+    best = min(losses, key=losses.get)
+    near = rates[max(0, rates.index(best) - 1) : rates.index(best) + 2]
+    if len(near) < 3 or not all(math.isfinite(losses[rate]) for rate in near):
+        return best
     a, b, _ = np.polyfit(np.log(near), [losses[rate] for rate in near], 2)
-    return math.exp(-b / (2 * a))
+    return math.exp(-b / (2 * a)) if a > 0 else best
 
 
 def rate_losses(rows: list[dict]) -> dict[int, dict[float, float]]:
@@ -232,57 +237,64 @@ def rate_rule(rows: list[dict]) -> tuple[float, float]:
     return math.exp(log_c), p
 
 
-def run_analysis(seeds: int, parallel: int) -> list[dict]:
-    """The result of every run, with its part, size and tokens; trains only what is missing."""
+def run_analysis(seeds: int, trainer: Trainer, scale: float = 1.0) -> list[dict]:
+    """The result of every run, with its part, size and tokens; trains only what is missing.
+
+    scale: of the lengths of all runs.
+    """
+    datasets = {name: load_dataset(name) for name in (LONG, SHORT)}
+    blocks = {size: parameter_counts(size, VOCAB_SIZE)[0] for size in SIZES}  # no embedding
+    on_long_text = [
+        *(("fit", *point) for point in itertools.product(BUDGETS[:-1], SIZES[:-1])),
+        *(("held out", tokens, size) for size, tokens in HELD_OUT),
+    ]
     rows = []
 
-    def run(part: str, dataset: str, points: list[tuple]) -> None:
-        """Adds the runs of points (size, tokens, learning rate, seed).
+    def run(points: list[tuple], later: int = 0) -> None:
+        """Adds the runs of points (part, dataset, size, tokens before scaling, rate, seed).
 
         Starts the longest first, so that no core is idle at the end.
         """
-        vocab_size = load_dataset(dataset).tokenizer.vocab_size
-
-        def cost(point: tuple) -> int:
-            return parameter_counts(point[0], vocab_size)[0] * point[1]
-
-        longest_first = sorted(points, key=cost, reverse=True)
-        results = run_all(
-            {point: size_config(dataset, *point) for point in longest_first}, parallel
-        )
+        configs = {}
+        for point in sorted(points, key=lambda point: blocks[point[2]] * point[3], reverse=True):
+            _, dataset, size, tokens, rate, seed = point
+            configs[point] = size_config(dataset, size, round(scale * tokens), rate, seed)
+        results = trainer(configs, later)
         for point in points:
-            size, tokens, rate, _ = point
-            parameters, embedding = parameter_counts(size, vocab_size)
+            part, dataset, size, tokens, rate, _ = point
+            data = datasets[dataset]
+            parameters, embedding = parameter_counts(size, data.tokenizer.vocab_size)
             row = {
                 "part": part,
                 "size": "x".join(map(str, size)),
                 "parameters": parameters,
                 "embedding": embedding,
-                "tokens": tokens,
+                "tokens": round(scale * tokens),
+                "epochs": round(scale * tokens / len(data.train), 3),
                 "learning_rate": rate,
             }
             rows.append(row | results[point])
 
     # search for learning rates
-    blocks = {size: parameter_counts(size, VOCAB_SIZE)[0] for size in SIZES}  # no embedding
-    points = [(size, RATE_BUDGET, rate, 0) for rate in RATES for size in RATE_SIZES]
-    while points:
-        run("rates", LONG, points)
+    wanted = [(size, rate) for rate in RATES for size in RATE_SIZES]
+    while wanted:
+        points = [("rates", LONG, size, RATE_BUDGET, rate, 0) for size, rate in wanted]
+        run(points, later=len(on_long_text) * seeds + len(SIZES))
         losses = rate_losses(rows)
-        wanted = {size: next_rate(losses[blocks[size]]) for size in RATE_SIZES}
-        points = [(size, RATE_BUDGET, rate, 0) for size, rate in wanted.items() if rate is not None]
+        following = {size: next_rate(losses[blocks[size]]) for size in RATE_SIZES}
+        wanted = [(size, rate) for size, rate in following.items() if rate is not None]
     c, p = rate_rule(rows)
     rates = {size: float(f"{c * parameters**p:.2g}") for size, parameters in blocks.items()}
 
-    # sizes x budgets x seeds
-    grid = itertools.product(range(1, seeds + 1), BUDGETS[:-1], SIZES[:-1])
-    run("fit", LONG, [(size, tokens, rates[size], seed) for seed, tokens, size in grid])
-    held_out = itertools.product(range(1, seeds + 1), HELD_OUT)
-    run("held out", LONG, [(size, tokens, rates[size], seed) for seed, (size, tokens) in held_out])
-
-    # several epochs of a short text
-    tokens = EPOCHS * len(load_dataset(SHORT).train)
-    run("short text", SHORT, [(size, tokens, rates[size], 1) for size in SIZES])
+    # sizes x budgets x seeds of the long text; several epochs of the short text
+    points = [
+        (part, LONG, size, tokens, rates[size], seed)
+        for part, tokens, size in on_long_text
+        for seed in range(1, seeds + 1)
+    ]
+    tokens = EPOCHS * len(datasets[SHORT].train)
+    points += [("short text", SHORT, size, tokens, rates[size], 1) for size in SIZES]
+    run(points)
     return rows
 
 
@@ -292,9 +304,11 @@ def run_analysis(seeds: int, parallel: int) -> list[dict]:
 
 def arrays(rows: list[dict], part: str, options: FitOptions = FITS[MAIN]) -> tuple[np.ndarray, ...]:
     """Parameters, tokens and final losses of the runs of a part that did not diverge."""
+    runs = [row for row in rows if row["part"] == part and row["final"] is not None]
+    shortest = min(row["tokens"] for row in runs)
     points = []
-    for row in rows:
-        if row["part"] == part and row["final"] is not None and row["tokens"] >= options.min_tokens:
+    for row in runs:
+        if options.shortest_budget or row["tokens"] > shortest:
             embedding = row["embedding"] if options.count_embedding else 0
             points.append((row["parameters"] + embedding, row["tokens"], row["final"]))
     return tuple(np.array(points, dtype=float).T)
@@ -329,7 +343,7 @@ def write_laws(path: Path, laws: Laws) -> None:
 
 def read_laws(path: Path) -> Laws:
     laws = {}
-    for name, lists in json.loads(path.read_text(encoding="utf-8")).items():
+    for name, lists in read_json(path).items():
         law, *others = (Law(*values) for values in lists)
         laws[name] = law, others
     return laws
@@ -342,7 +356,7 @@ def predictions(rows: list[dict], laws: Laws) -> list[dict]:
     """
     points = defaultdict(list)
     for row in rows:
-        if row["part"] == "held out":
+        if row["part"] == "held out" and row["final"] is not None:
             points[row["parameters"], row["embedding"], row["tokens"]].append(row["final"])
     result = []
     for (parameters, embedding, tokens), losses in points.items():
@@ -379,64 +393,26 @@ def law_table(laws: Laws) -> str:
     lines = []
     for name, (law, others) in laws.items():
         line = {"fit": name}
-        for value in ("E", "alpha", "beta"):
+        for value, letter in (("E", "E"), ("alpha", "α"), ("beta", "β")):
             values = [getattr(other, value) for other in others]
-            line[value] = f"{getattr(law, value):.3f} ({middle_95(values, 3)})"
-        lines.append(line | {"A": f"{law.A:.3g}", "B": f"{law.B:.3g}"})
+            line[letter] = f"{getattr(law, value):.2f} ({middle_95(values, 2)})"
+        lines.append(line)
     return markdown(lines)
 
 
 def held_out_table(rows: list[dict], laws: Laws) -> str:
     lines = []
     for point in predictions(rows, laws):
-        predicted = {name: f"{loss:.4f}" for name, loss in point["predicted"].items()}
+        predicted = {name: f"{loss:.3f}" for name, loss in point["predicted"].items()}
         line = {
             "parameters": f"{point['parameters']:,}",
             "tokens": f"{point['tokens']:,}",
             "n": f"{len(point['losses'])}",
-            "measured": f"{statistics.mean(point['losses']):.4f}",
+            "measured": f"{statistics.mean(point['losses']):.3f}",
             "predicted": predicted.pop(MAIN),
-            "95% interval": middle_95(point["bootstrap"], 4),
+            "95% interval": middle_95(point["bootstrap"], 3),
         }
         lines.append(line | predicted)
-    return markdown(lines)
-
-
-def frontier_table(laws: Laws) -> str:
-    """The best use of about as many operations as our budgets, and of up to 100 times as many."""
-    law, lines = laws[MAIN][0], []
-    for operations in np.logspace(11, 16, 6):
-        N = law.best_parameters(operations)
-        line = {
-            "operations": f"{operations:.0e}",
-            "best parameters": f"{N:,.0f}",
-            "tokens": f"{operations / 6 / N:,.0f}",
-            "predicted loss": f"{law.best_loss(operations):.3f}",
-        }
-        for name, (other, _) in laws.items():
-            line[f"tokens per parameter, {name}"] = f"{other.best_ratio(operations):.1f}"
-        lines.append(line)
-    return markdown(lines)
-
-
-def steps_per_epoch(row: dict) -> float:
-    """Of a run on the short text."""
-    return row["tokens"] / EPOCHS / BASE.tokens_per_step
-
-
-def short_text_table(rows: list[dict]) -> str:
-    lines = []
-    for row in rows:
-        if row["part"] == "short text":
-            best_step = row["val_steps"][row["val_losses"].index(min(row["val_losses"]))]
-            line = {
-                "parameters": f"{row['parameters']:,}",
-                "learning rate": f"{row['learning_rate']:g}",
-                "best loss": f"{row['best']:.4f}",
-                "after epochs": f"{best_step / steps_per_epoch(row):.1f}",
-                "loss at the end": "diverged" if row["final"] is None else f"{row['final']:.4f}",
-            }
-            lines.append(line)
     return markdown(lines)
 
 
@@ -446,115 +422,18 @@ def report_tables(rows: list[dict], laws: Laws) -> dict[str, str]:
         "rate table": rate_table(rows),
         "law table": law_table(laws),
         "held out table": held_out_table(rows, laws),
-        "frontier table": frontier_table(laws),
-        "short text table": short_text_table(rows),
     }
 
 
-TITLES = {
-    "rate table": "Best learning rates, and the rule that all other runs follow",
-    "law table": "The law, with 95% intervals from resampled runs",
-    "held out table": "Held-out runs: the first law's prediction and interval, and the other laws'",
-    "frontier table": "The best use of a number of operations, by the first law",
-    "short text table": f"One megabyte, up to {EPOCHS} epochs",
-}
-
-
 def tables(rows: list[dict], laws: Laws) -> str:
-    """All of table.md."""
-    parts = [f"{TITLES[name]}:\n\n{text}" for name, text in report_tables(rows, laws).items()]
-    return "\n\n".join(parts)
-
-
-def law_figure(rows: list[dict], laws: Laws) -> Figure:
-    """Loss against parameters, tokens and operations, and the best tokens per parameter.
-
-    Rings are held-out runs. Lines are dashed beyond the largest fitted size, budget or cost.
-    """
-    law, resampled = laws[MAIN]
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    (by_size, by_tokens), (by_operations, best) = figure.subplots(2, 2)
-    dot, ring = {"markersize": 4}, {"markersize": 7, "fillstyle": "none"}
-    N, D, L = arrays(rows, "fit")
-    held_N, held_D, held_L = arrays(rows, "held out")
-    sizes = np.unique(np.concatenate((N, held_N)))
-    budgets = np.unique(np.concatenate((D, held_D)))
-
-    # loss against size, a line for each budget; loss against budget, a line for each size
-    for tokens, color in zip(budgets, COLORS):
-        fitted, held = tokens == D, tokens == held_D
-        by_size.plot(N[fitted], L[fitted], "o", color=color, label=f"{tokens:,.0f} tokens", **dot)
-        by_size.plot(held_N[held], held_L[held], "o", color=color, **ring)
-        x = np.union1d(np.geomspace(N.min(), held_N.max(), 50), N.max())
-        plot_solid_then_dashed(by_size, x, law(x, tokens), N.max(), color=color, linewidth=0.8)
-    for size, color in zip(sizes, COLORS):
-        fitted, held = size == N, size == held_N
-        label = f"{size:,.0f} parameters"
-        by_tokens.plot(D[fitted], L[fitted], "o", color=color, label=label, **dot)
-        by_tokens.plot(held_D[held], held_L[held], "o", color=color, **ring)
-        x = np.union1d(np.geomspace(D.min(), held_D.max(), 50), D.max())
-        plot_solid_then_dashed(by_tokens, x, law(size, x), D.max(), color=color, linewidth=0.8)
-        cost, held_cost = 6 * N * D, 6 * held_N * held_D
-        by_operations.plot(cost[fitted], L[fitted], "o", color=color, **dot)
-        by_operations.plot(held_cost[held], held_L[held], "o", color=color, **ring)
-
-    # the best use of operations
-    most = cost.max()
-    operations = np.union1d(np.geomspace(cost.min(), 100 * (held_N * held_D).max(), 50), most)
-    losses = law.best_loss(operations)
-    plot_solid_then_dashed(by_operations, operations, losses, most, color="black")
-    for (name, (other, _)), color in zip(laws.items(), ("black", *COLORS)):
-        ratios = other.best_ratio(operations)
-        plot_solid_then_dashed(best, operations, ratios, most, color=color, label=name)
-    ratios = [other.best_ratio(operations) for other in resampled]
-    low, high = np.percentile(ratios, [2.5, 97.5], axis=0)
-    best.fill_between(operations, low, high, color="gray", alpha=0.2, linewidth=0)
-    best.axhline(20, color="gray", linestyle=":")
-    best.text(operations[0], 22, "Chinchilla: 20", color="gray")
-
-    labels = ("parameters without embedding", "tokens trained on", "operations", "operations")
-    for axis, label in zip(figure.axes, labels):
-        axis.set_xscale("log")
-        axis.set_xlabel(label)
-        axis.set_ylabel("final validation loss [nats per token]")
-        axis.grid(alpha=0.3)
-    by_tokens.set_xticks(budgets, [f"{tokens / 1e6:g}M" for tokens in budgets])
-    by_tokens.minorticks_off()
-    best.set_yscale("log")
-    best.set_ylabel("best tokens per parameter")
-    for axis in (by_size, by_tokens, best):
-        axis.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def plot_solid_then_dashed(axis, x, y, limit: float, label: str | None = None, **style) -> None:
-    """A line, solid up to x = limit and dashed beyond it."""
-    axis.plot(x[x <= limit], y[x <= limit], "-", label=label, **style)
-    axis.plot(x[x >= limit], y[x >= limit], "--", **style)
-
-
-def short_text_figure(rows: list[dict]) -> Figure:
-    """Validation loss over epochs, a line for each size."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axis = figure.subplots()
-    for row, color in zip([row for row in rows if row["part"] == "short text"], COLORS):
-        epochs = np.array(row["val_steps"][1:]) / steps_per_epoch(row)
-        label = f"{row['parameters']:,} parameters"
-        axis.plot(epochs, row["val_losses"][1:], "o-", color=color, markersize=3, label=label)
-    axis.set_xlabel("epochs")
-    axis.set_ylabel("validation loss [nats per token]")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=9)
-    return figure
-
-
-def redraw(results: Path) -> None:
-    """Writes the table and the figures from runs.jsonl and laws.json."""
-    folder = results / "scaling"
-    rows, laws = read_rows(folder / "runs.jsonl"), read_laws(folder / "laws.json")
-    (folder / "table.md").write_text(tables(rows, laws) + "\n", encoding="utf-8")
-    law_figure(rows, laws).savefig(folder / "law.png", dpi=110)
-    short_text_figure(rows).savefig(folder / "short_text.png", dpi=110)
+    """All tables, with what they show."""
+    parts = report_tables(rows, laws)
+    return (
+        "Best learning rates, and the rule that all other runs follow:\n\n"
+        f"{parts['rate table']}\n\nThe law, with 95% intervals from resampled runs:\n\n"
+        f"{parts['law table']}\n\nHeld-out runs: the first law's prediction and interval, and the"
+        f" other laws':\n\n{parts['held out table']}"
+    )
 
 
 # -------------------------------------------------------------------------------------------------
@@ -564,29 +443,18 @@ def redraw(results: Path) -> None:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.scaling", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--seeds", type=int, default=2, help="of the runs on long text (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--parallel", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--redraw", action="store_true", help="only table and figures, from runs.jsonl"
-    )
+    add_options(parser)
     args = parser.parse_args(argv)
-    if min(args.seeds, args.parallel) < 1:
-        parser.error("--seeds and --parallel must be at least 1")
     folder = args.results / "scaling"
-    if not args.redraw:
-        for dataset in (LONG, SHORT):
-            prepare_missing(dataset)
-        write_rows(folder / "runs.jsonl", run_analysis(args.seeds, args.parallel))
-    write_laws(folder / "laws.json", fit_laws(read_rows(folder / "runs.jsonl")))
-    redraw(args.results)
-    print((folder / "table.md").read_text(encoding="utf-8"), end="")
+    for dataset in (LONG, SHORT):
+        prepare_missing(dataset)
+    with Trainer(args.parallel or os.cpu_count()) as trainer:
+        rows = run_analysis(args.seeds or SEEDS, trainer, (args.steps or RATE_STEPS) / RATE_STEPS)
+    write_rows(folder / "runs.jsonl", rows)
+    laws = fit_laws(rows)
+    write_laws(folder / "laws.json", laws)
+    print(tables(rows, laws))
+    print(f"\npython -m experiments.report --results {args.results} writes a report")
 
 
 if __name__ == "__main__":

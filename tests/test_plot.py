@@ -59,8 +59,9 @@ def test_the_loss_panel_shows_the_measured_and_the_smoothed_loss_and_the_validat
     losses = 4 - np.arange(100) / 50
     np.testing.assert_allclose(raw.get_ydata(), losses)
     np.testing.assert_allclose(smoothed.get_ydata(), plot.smooth(losses))
-    assert list(validation.get_xdata()) == [0, 50, 100]
-    assert list(validation.get_ydata()) == [4.5, 4.5, 4.5]
+    nan = pytest.approx(np.nan, nan_ok=True)  # no line between the untrained model and the others
+    assert list(validation.get_xdata()) == [0, nan, 50, 100]
+    assert list(validation.get_ydata()) == [4.5, nan, 4.5, 4.5]
 
 
 @pytest.mark.parametrize("x, last", [("step", 100), ("tokens", 6400), ("seconds", 50)])
@@ -83,6 +84,15 @@ def test_only_what_was_measured_gets_a_panel(metrics):
 def test_the_legend_names_each_run_once(metrics):
     first, second = copy(metrics, "out/a_metrics.jsonl"), copy(metrics, "out/b_metrics.jsonl")
     assert legend(plot.curves(plot.load_runs([first, second]))) == ["a", "b", "validation"]
+
+
+def test_the_title_of_one_run_says_what_it_reached(metrics):
+    figure = plot.curves(plot.load_runs([metrics]))
+    expected = "run: validation loss 4.500 at best, training loss 2.030 after 100 steps"
+    assert figure.get_suptitle() == expected
+    assert legend(figure) == ["training", "validation"]
+    metrics.write_text(json.dumps({"step": 0, "train/loss": 4.0}) + "\n")
+    assert plot.curves(plot.load_runs([metrics])).get_suptitle() == ""
 
 
 def test_the_legend_shows_the_folders_of_runs_with_the_same_name(metrics):
@@ -114,18 +124,24 @@ def test_read_metrics_ignores_an_incomplete_last_line(metrics):
     assert read_metrics(metrics) == rows
 
 
-def test_smoothing_is_a_mean_over_the_last_2_percent_of_the_points():
+def test_smoothing_is_a_mean_over_the_nearest_2_percent_of_the_points():
     values = np.random.default_rng(0).normal(size=5000)
     smoothed = plot.smooth(values)
-    for i in range(400, 5000, 100):
-        assert smoothed[i] == pytest.approx(values[i - 99 : i + 1].mean())
+    for i in range(400, 4900, 100):
+        assert smoothed[i] == pytest.approx(values[i - 50 : i + 51].mean())
+    assert smoothed[-1] == pytest.approx(values[-51:].mean())
+
+
+def test_smoothing_keeps_a_straight_line():
+    values = np.linspace(4, 1, 5000)
+    np.testing.assert_allclose(plot.smooth(values)[:-50], values[:-50])
 
 
 def test_smoothing_uses_fewer_points_near_the_start():
     values = np.random.default_rng(0).normal(size=5000)
     smoothed = plot.smooth(values)
     assert smoothed[0] == values[0]
-    assert smoothed[39] == pytest.approx(values[30:40].mean())
+    assert smoothed[40] == pytest.approx(values[30:51].mean())
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])

@@ -1,29 +1,33 @@
 import math
 import re
+import shutil
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, contents, error_line
 
 import model as model_module
 from common.errors import UserError
-from experiments import questions, report
-from experiments.runs import RESULTS
+from experiments import figures, questions, report
+from model import GPT
 from train import train
+
+SHIPPED = "experiments/results"
 
 
 @pytest.fixture
 def results(dataset, tiny, monkeypatch):
     """The results of experiments.questions on tiny runs."""
     monkeypatch.setattr(questions, "BASE", tiny(max_steps=4))
-    monkeypatch.setattr(questions, "SEEDS", (1, 2))
     monkeypatch.setattr(questions, "GRADIENT_STEPS", (0, 3))
     monkeypatch.setattr(questions, "WINDOWS", 16)
     monkeypatch.setattr(questions, "FEW_WINDOWS", 8)
+    monkeypatch.setattr(questions, "CONTINUED", 5)
     train(tiny(max_steps=60, sample_interval=30, eval_interval=60))
-    assert questions.main(["out/tiny_best.pt", "--results=results"]) == 0
+    assert questions.main(["out/tiny_best.pt", "--seeds=2", "--results=results"]) == 0
     return Path("results")
 
 
@@ -57,14 +61,31 @@ def test_questions_measures_a_checkpoint_and_short_runs(results):
     assert (run["config"]["run_name"], run["step"]) == ("tiny", 60)
     assert run["loss"] < 1.5
 
-    values = report.run_values(results) | report.question_values(results)
-    assert f"| tiny | verses_char, {run['train']['tokens']:,} tokens |" in values["runs"]
-    assert "| 0 |" in values["gradients table"]
-    assert "| block 2 |" in values["stream table"]
-    assert values["early sample"] != values["late sample"]
-    questions.redraw(results)
-    for name in ("trained/curves.png", "questions/heads.png", "questions/gradients.png"):
-        assert (results / name).read_bytes()[:4] == b"\x89PNG"
+    assert 0 <= run["memorized"]["val"]["exact"] <= run["memorized"]["train"]["exact"] <= 1
+
+    assert report.main(["--results=results"]) == 0
+    text = Path("results/REPORT.md").read_text()
+    assert f"| tiny | verses_char, {run['train']['tokens']:,} tokens |" in text
+    assert "| block 2 |" in text
+    assert "After 30 steps:" in text and "After 60 steps:" in text
+    for name in ("trained/curves", "questions/heads", "questions/gradients"):
+        assert f"]({name}.png)" in text
+        assert Path(f"results/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_memorized_is_the_fraction_of_prompts_that_are_continued_exactly(tiny, monkeypatch):
+    def count_on(ids, tokens, temperature):
+        assert temperature == 0
+        return torch.cat((ids, (ids[:, -1:] + torch.arange(1, tokens + 1)) % 10), dim=1)
+
+    monkeypatch.setattr(questions, "WINDOWS", 16)
+    model = GPT(tiny(vocab_size=10))
+    monkeypatch.setattr(model, "generate", count_on)
+    known = (np.arange(2000) % 10).astype(np.uint16)
+    assert questions.memorized(model, known)["exact"] == 1
+    assert questions.memorized(model, known[::-1])["exact"] == 0
+    half = np.concatenate((known, known[::-1]))
+    assert questions.memorized(model, half)["exact"] == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("T", [1, 7])
@@ -95,9 +116,10 @@ def test_contexts_are_grouped_by_powers_of_two():
 
 
 def test_fill_replaces_what_is_marked_and_nothing_else():
-    text = "<!--a-->1<!----> at\n<!--b-->\n| old |\n<!---->\n<!-- a remark --> <!--a-->7<!---->."
+    text = "It <!--a-->1<!----> at\n<!--b-->| old |<!---->\n<!-- a remark --> <!--a-->7<!---->."
     filled = (
-        "<!--a-->2<!----> at\n<!--b-->\n| x |\n|---|\n<!---->\n<!-- a remark --> <!--a-->2<!---->."
+        "It <!--a-->2<!----> at\n<!--b-->\n| x |\n|---|\n<!---->\n"
+        "<!-- a remark --> <!--a-->2<!---->."
     )
     assert report.fill(text, {"a": "2", "b": "| x |\n|---|"}) == filled
 
@@ -107,25 +129,81 @@ def test_fill_suggests_a_name_for_an_unknown_value():
         report.fill("<!--c-->1<!---->", {"cc": "2"})
 
 
-def test_without_results_the_report_stays_as_it_is(folder, capsys):
-    (folder / "REPORT.md").write_text("<!--machine-->mine<!---->")
+def test_fill_says_how_to_measure_what_was_not_measured():
+    filled = report.fill("<!--norms: none-->1<!---->", {"mlp: gelu": "2"})
+    assert "`python -m experiments.ablate norms`" in filled
+    with pytest.raises(UserError, match="unknown value 'mlp: glu'; did you mean 'mlp: gelu'"):
+        report.fill("<!--mlp: glu-->1<!---->", {"mlp: gelu": "2"})
+
+
+@pytest.fixture
+def two_studies(folder):
+    """A folder of results with two of the project's own studies."""
+    for name in ("norms", "mlp"):
+        shutil.copytree(ROOT / SHIPPED / name, f"mine/{name}")
+    return Path("mine")
+
+
+def test_some_studies_are_enough_for_a_report_that_says_what_is_missing(two_studies, capsys):
+    assert report.main(["--results=mine"]) == 0
+    output, text = capsys.readouterr().out, Path("mine/REPORT.md").read_text()
+    assert "| gelu | 0.008 | 5 | 0 | 1.891 ± 0.011 | +0.030 ± 0.013 |" in text
+    assert "![3 of 7 changes move the loss by 0.02 or more](forest.png)" in text
+    assert Path("mine/forest.png").read_bytes()[:4] == b"\x89PNG"
+    assert "# mlp" in Path("mine/tables.md").read_text()
+    for command in ("ablate stability", "scaling", "questions out/capstone_best.pt"):
+        assert f"`python -m experiments.{command}`" in text
+        assert output.count(f"  python -m experiments.{command}\n") == 1
+    assert "ablate norms" not in output
+
+
+def test_a_second_report_keeps_the_prose(two_studies):
+    report.main(["--results=mine"])
+    path = Path("mine/REPORT.md")
+    path.write_text(path.read_text().replace("*A negative result is a result.*", "Nothing helped."))
+    shutil.copytree(ROOT / SHIPPED / "stability", "mine/stability")
+    assert report.main(["--results=mine"]) == 0
+    assert "Nothing helped." in path.read_text()
+    assert "(stability/learning_rates.png)" in path.read_text()
+
+
+def test_a_report_that_uses_an_unknown_value_changes_nothing(two_studies, capsys):
+    (two_studies / "REPORT.md").write_text("<!--norms: nine-->mine<!---->")
+    before = contents(two_studies)
+    assert report.main(["--results=mine"]) == 1
+    assert "'norms: nine'; did you mean 'norms: none'" in error_line(capsys)
+    assert contents(two_studies) == before
+
+
+def test_without_results_there_is_no_report(folder, capsys):
     assert report.main([]) == 1
-    error = capsys.readouterr().err
-    assert "runs.json" in error
-    assert error.count("\n") == 1
-    assert (folder / "REPORT.md").read_text() == "<!--machine-->mine<!---->"
+    assert "no results in out/results: run experiments.ablate" in error_line(capsys)
+    assert not contents(folder)
 
 
-def test_tables_and_headline_numbers_are_those_of_the_committed_results():
+def test_a_file_that_is_missing_is_named(two_studies, capsys):
+    (two_studies / "scaling").mkdir()
+    assert report.main(["--results=mine"]) == 1
+    assert "runs.jsonl: run python -m experiments.scaling" in error_line(capsys)
+
+
+@pytest.fixture(scope="module")
+def values():
+    """Those of the committed results; figures by their place."""
+    with matplotlib.rc_context(figures.STYLE):
+        values = report.all_values(ROOT / SHIPPED)
+    for name, value in values.items():
+        if not isinstance(value, str):
+            values[name] = f"![{report.title_of(value)}]({SHIPPED}/{report.place_of(name)})"
+    return values
+
+
+def test_tables_and_headline_numbers_are_those_of_the_committed_results(values):
     text = (ROOT / "REPORT.md").read_text(encoding="utf-8")
     assert len(report.MARK.findall(text)) > 40
-    assert report.fill(text, report.all_values(ROOT / RESULTS)) == text
-
-
-def test_no_two_values_have_the_same_name():
-    parts = report.run_values, report.study_values, report.scaling_values, report.question_values
-    names = [name for part in parts for name in part(ROOT / RESULTS)]
-    assert len(names) == len(set(names))
+    assert report.fill(text, values) == text
+    committed = (ROOT / SHIPPED / "tables.md").read_text(encoding="utf-8")
+    assert report.all_tables(values) == committed
 
 
 def test_links_and_marks_of_the_report_render():
@@ -139,6 +217,6 @@ def test_links_and_marks_of_the_report_render():
 def test_every_committed_figure_is_shown():
     pages = [ROOT / "REPORT.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     texts = [page.read_text(encoding="utf-8") for page in pages]
-    for figure in (ROOT / RESULTS).rglob("*.png"):
+    for figure in (ROOT / SHIPPED).rglob("*.png"):
         name = figure.relative_to(ROOT).as_posix()
         assert any(name in text for text in texts), name

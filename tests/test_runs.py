@@ -1,12 +1,36 @@
 import json
 import math
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import ROOT, TINY, start_python
 
+from common.errors import UserError
 from experiments import runs
+
+ENDLESS = """
+import sys
+
+sys.path.insert(0, {root!r})
+from common.cli import command
+from config import Config
+from experiments.runs import Trainer
+
+
+@command
+def main(argv):
+    with Trainer(2) as trainer:
+        trainer({{i: Config(**{settings!r}, out_dir=f"out/{{i}}") for i in range(3)}})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+"""
 
 
 @pytest.fixture
@@ -17,7 +41,7 @@ def configs(dataset, tiny):
 
 
 def test_run_all_trains_only_what_has_no_result(configs):
-    results = runs.run_all(configs, parallel=1)
+    results = runs.Trainer(parallel=1)(configs)
     assert results["calm"]["diverged"] is None
     assert 0 < results["calm"]["best"] == results["calm"]["final"] < 4
     assert results["calm"]["val_steps"] == [0, 2]
@@ -27,7 +51,31 @@ def test_run_all_trains_only_what_has_no_result(configs):
     assert results["wild"]["best"] > 0
     assert not list(Path("out").glob("**/*.pt"))
     shutil.rmtree("data")  # so that training would fail
-    assert runs.run_all(configs, parallel=1) == results
+    assert runs.Trainer(parallel=1)(configs) == results
+
+
+def test_one_progress_line_counts_the_runs_of_all_calls(configs):
+    with runs.Trainer(parallel=1) as trainer:
+        for i in range(2):
+            trainer({0: replace(configs["calm"], out_dir=f"out/{i}")}, later=3 - i)
+            assert (trainer.bar.n, trainer.bar.total) == (1 + i, 4)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset):
+    settings = TINY | {"max_steps": 10**6}
+    Path("endless.py").write_text(ENDLESS.format(root=str(ROOT), settings=settings))
+    process = start_python("endless.py", start_new_session=True)
+    saved = [Path(f"out/{i}/tiny_last.pt") for i in range(3)]
+    while not all(path.exists() for path in saved[:2]):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches all processes
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.endswith("the same command continues with the runs that are left\n\nstopped\n")
+    assert "leaked" not in error and "Traceback" not in error
+    assert not saved[2].exists()
 
 
 @pytest.mark.slow
@@ -41,7 +89,7 @@ def test_the_final_loss_is_that_of_the_last_step_and_not_of_the_best(configs):
 
 @pytest.mark.slow
 def test_run_all_in_processes_gives_the_same_results(configs):
-    in_processes = runs.run_all(configs, parallel=2)
+    in_processes = runs.Trainer(parallel=2)(configs)
     for name, config in configs.items():
         here = runs.run_one(replace(config, out_dir=f"out/again-{name}"))
         there = in_processes[name]
@@ -60,6 +108,12 @@ def test_interval_is_students():
     assert mean == 2
     assert half == pytest.approx(4.303 / math.sqrt(3))
     assert runs.plus_minus(-0.01, 0.0152) == "−0.010 ± 0.015"
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "runs.jsonl").write_text('{"a": 1}\n{"a"')
+    with pytest.raises(UserError, match="runs.jsonl is damaged"):
+        runs.read_rows(tmp_path / "runs.jsonl")
 
 
 def test_markdown_leaves_missing_cells_empty():

@@ -1,4 +1,4 @@
-import shutil
+from collections import defaultdict
 from dataclasses import astuple
 from pathlib import Path
 
@@ -49,8 +49,8 @@ def test_best_rate_is_the_minimum_of_a_parabola():
     assert best_rate(losses) == pytest.approx(3e-3)
 
 
-def simulate(configs: dict, parallel: int) -> dict:
-    """In place of run_all: results that follow TRUE, with a best learning rate of 1 / sqrt(N)."""
+def simulate(trainer, configs: dict, later: int = 0) -> dict:
+    """In place of training: results that follow TRUE, with a best learning rate of 1 / sqrt(N)."""
     results = {}
     for key, config in configs.items():
         size = (config.n_layers, config.d_model)
@@ -76,25 +76,20 @@ def texts(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_the_analysis_recovers_a_law_from_simulated_runs(texts, monkeypatch, capsys):
-    monkeypatch.setattr(scaling, "run_all", simulate)
+    monkeypatch.setattr(scaling.Trainer, "__call__", simulate)
     monkeypatch.setattr(scaling, "REPEATS", 2)
     assert scaling.main(["--seeds=2", "--results=results"]) == 0
     output = capsys.readouterr().out
-    assert Path("results/scaling/table.md").read_text() in output
     rows = runs.read_rows(Path("results/scaling/runs.jsonl"))
     parts = [row["part"] for row in rows]
     counts = [parts.count(part) for part in ("fit", "held out", "short text")]
     assert counts == [2 * 4 * 5, 2 * 4, 6]
     c, p = scaling.rate_rule(rows)
     assert p == pytest.approx(-0.5, abs=0.01)
-    law, _ = scaling.read_laws(Path("results/scaling/laws.json"))[scaling.MAIN]
+    laws = scaling.read_laws(Path("results/scaling/laws.json"))
+    assert scaling.tables(rows, laws) in output
+    law, _ = laws[scaling.MAIN]
     assert law(1e6, 1e6) == pytest.approx(TRUE(1e6, 1e6), rel=0.01)
-
-    shutil.rmtree("data")  # so that a new run would fail
-    assert scaling.main(["--redraw", "--results=results"]) == 0
-    assert capsys.readouterr().out == output
-    for name in ("law", "short_text"):
-        assert Path(f"results/scaling/{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow
@@ -107,11 +102,32 @@ def test_the_runs_of_a_size_train(texts, tiny, monkeypatch, dataset):
     assert runs.run_one(config)["final"] < 6
 
 
-def test_committed_table_and_laws_are_those_of_the_runs(monkeypatch):
+def test_the_option_steps_scales_all_runs(texts):
+    asked = {}
+
+    def train(configs, later=0):
+        asked.update(configs)
+        return simulate(None, configs)
+
+    rows = scaling.run_analysis(seeds=1, trainer=train, scale=10 / scaling.RATE_STEPS)
+    steps = defaultdict(set)
+    for (part, *_), config in asked.items():
+        steps[part].add(config.max_steps)
+    assert steps["rates"] == {10}
+    assert steps["fit"] == {2, 5, 10, 20}
+    short = [row for row in rows if row["part"] == "short text"]
+    assert {row["epochs"] for row in short} == {round(10 / scaling.RATE_STEPS * scaling.EPOCHS, 3)}
+
+
+def test_best_rate_without_two_worse_neighbors_is_the_best_that_was_tried():
+    assert best_rate({1e-3: 2.0, 2e-3: 1.9, 4e-3: 1.8}) == 4e-3
+    assert best_rate({1e-3: 2.0, 2e-3: 1.9, 4e-3: np.inf}) == 2e-3
+
+
+def test_committed_laws_are_those_of_the_runs(monkeypatch):
     monkeypatch.setattr(scaling, "REPEATS", 2)
-    folder = ROOT / runs.RESULTS / "scaling"
+    folder = ROOT / "experiments/results/scaling"
     rows, laws = runs.read_rows(folder / "runs.jsonl"), scaling.read_laws(folder / "laws.json")
-    assert scaling.tables(rows, laws) + "\n" == (folder / "table.md").read_text(encoding="utf-8")
     for name, (law, others) in laws.items():
         points = scaling.arrays(rows, "fit", FITS[name])
         for again, kept in zip([fit(*points), *bootstrap(*points, law)], [law, *others]):
