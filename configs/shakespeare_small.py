@@ -19,5 +19,5 @@ min_lr = 0
 warmup_steps = 50
 weight_decay = 1.0  # ten times the default: the text is read six times
 max_steps = 2941
-eval_interval = 490  # once an epoch
+eval_interval = 491  # once an epoch
 sample_interval = 980
