@@ -13,6 +13,8 @@ import os
 import statistics
 from dataclasses import dataclass, replace
 
+import torch
+
 from common.arguments import read_file
 from common.cli import Parser, command
 from common.dataset import load_dataset
@@ -56,13 +58,6 @@ CPU = replace(
 )
 
 
-def shipped() -> Config:
-    """What configs/shakespeare_char.py trains on a CPU, for one epoch (500 steps)."""
-    values, on_cpu = read_file("configs/shakespeare_char.py")
-    run = {"run_name": "run", "max_steps": 500, "sample_interval": 0, "save_interval": 0}
-    return make_config(values | on_cpu | run)
-
-
 # -------------------------------------------------------------------------------------------------
 # the studies
 
@@ -81,7 +76,8 @@ class Study:
     question: str
     arms: dict[str, dict]
     seeds: int = 5
-    base: str = "small"  # "small": CPU or GPU, above; "shipped": shipped()
+    config: str | None = None  # the file with the base's settings for a CPU; none: CPU or GPU
+    steps: int | None = None  # of the base, instead of those in the file
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates; none: each arm's own
     search: bool = True  # search from these rates; False: train at every one with all seeds
     equal_operations: bool = False  # arms with larger models get fewer steps
@@ -216,7 +212,8 @@ STUDIES = {
             "AdamW, 4e-3, average of the weights, 0.99": ADAMW | {"ema_decay": 0.99},
         },
         seeds=3,
-        base="shipped",
+        config="configs/shakespeare_char.py",
+        steps=500,  # one epoch
         rates=(),
         search=False,
     ),
@@ -224,6 +221,16 @@ STUDIES = {
 
 # -------------------------------------------------------------------------------------------------
 # running a study
+
+
+def base_config(study: Study, device: torch.device) -> Config:
+    """The settings that a study's arms change. Raises UserError."""
+    if study.config is None:
+        return CPU if device.type == "cpu" else GPU
+    values, on_cpu = read_file(study.config)
+    run = {"run_name": "run", "sample_interval": 0, "save_interval": 0}
+    base = make_config(values | on_cpu | run)
+    return replace(base, max_steps=study.steps or base.max_steps)
 
 
 def arm_config(study: Study, base: Config, arm: str) -> Config:
@@ -437,8 +444,7 @@ def main(argv: list[str]) -> None:
 
     # the base of all arms
     device, _ = pick_device(args.device)
-    small = CPU if device.type == "cpu" else GPU
-    base = replace(small if study.base == "small" else shipped(), device=str(device))
+    base = replace(base_config(study, device), device=str(device))
     if args.steps:
         warmup = base.warmup_steps * args.steps // base.max_steps
         base = replace(base, max_steps=args.steps, warmup_steps=warmup)

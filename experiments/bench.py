@@ -9,7 +9,8 @@ python -m experiments.bench cost                       time and memory of a step
 python -m experiments.bench table                      table.md from the kept results
 
 --nanogpt is a checkout of github.com/karpathy/nanoGPT with its data/shakespeare_char prepared.
-Reported are medians over the rounds. Results are written to --out as JSON.
+Reported are medians over the rounds. The results are JSON files in <results>/bench_cpu/ (on a GPU,
+bench_cuda/).
 """
 
 import importlib.util
@@ -48,7 +49,6 @@ from model import GPT, GPTConfig, count_parameters, flops_per_token
 from train import Run
 
 ROOT = Path(__file__).parent.parent
-OUT = RESULTS / "bench_cpu"
 VOCAB_SIZE = 65  # of Shakespeare's characters
 SHAPES = {  # what to train: settings, and the number of steps to time
     "0.8M": (dict(n_layers=4, n_heads=4, d_model=128, block_size=128, batch_size=16), 60),
@@ -565,13 +565,14 @@ def main(argv: list[str]) -> None:
         "--device", default="auto", help="for training and generation: auto, cpu, cuda, mps"
     )
     parser.add_argument(
-        "--out", type=Path, default=OUT, help="folder of the results (default: %(default)s)"
+        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-    if args.what == "table":
-        write_table(args.out)
-        return
     device, _ = pick_device(args.device)
+    folder = args.results / f"bench_{device.type}"
+    if args.what == "table":
+        write_table(folder)
+        return
     measure = {
         "training": partial(training, args.nanogpt, args.rounds, device),
         "busy": partial(busy, args.rounds),
@@ -583,19 +584,19 @@ def main(argv: list[str]) -> None:
     if args.nanogpt:
         load_nanogpt(args.nanogpt)
     rows = measure[args.what]()
-    args.out.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": machine(device),
         "command": f"python -m experiments.bench {args.what}",
         "rows": rows,
     }
     text = json.dumps(result, indent=1) + "\n"
-    (args.out / f"{args.what}.json").write_text(text, encoding="utf-8")
+    (folder / f"{args.what}.json").write_text(text, encoding="utf-8")
     if args.what == "cost":
-        cost_figure(rows).savefig(args.out / "cost.png", dpi=110)
-        print(f"wrote {args.out / 'cost.png'}")
+        cost_figure(rows).savefig(folder / "cost.png", dpi=110)
+        print(f"wrote {folder / 'cost.png'}")
     else:
-        write_table(args.out)
+        write_table(folder)
 
 
 if __name__ == "__main__":

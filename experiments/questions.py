@@ -96,7 +96,9 @@ def trained(config: Config) -> GPT:
 
 
 def spaced_windows(tokens: np.ndarray, length: int, count: int) -> torch.Tensor:
-    """`count` windows at equal distances, (count, length + 1)."""
+    """`count` windows at equal distances, (count, length + 1). Raises UserError."""
+    if len(tokens) <= length:
+        raise UserError(f"a split with {len(tokens):,} tokens is too short: {length + 1:,} needed")
     starts = np.linspace(0, len(tokens) - length - 1, count).astype(int)
     return windows(tokens, starts, length + 1)
 

@@ -107,6 +107,7 @@ def question_values(folder: Path) -> Values:
     inside, heads = measured["checkpoint"], np.array(measured["checkpoint"]["heads"])
     near, scores = figures.near(heads), measured["scores"]
     unscaled = [row["plain"] - row["scaled"] for row in measured["scaling_of_scores"]]
+    shrunk = statistics.mean(row["with"] / row["without"] for row in measured["weight_decay"])
     seen, hidden = (
         interval([row[key] for row in measured["without_mask"]]) for key in ("seen", "hidden")
     )
@@ -120,6 +121,9 @@ def question_values(folder: Path) -> Values:
         ),
         "scaling of scores": plus_minus(*interval(unscaled)),
         "moved": f"{inside['mask']['from']:.2f}",
+        "rmsnorm": f"{statistics.median(measured['norm_times']['rmsnorm']):.1f} ms",
+        "layernorm": f"{statistics.median(measured['norm_times']['layernorm']):.1f} ms",
+        "weight decay": f"{1 - shrunk:.0%}",
         "without mask, seen": "{:.3f} ± {:.3f}".format(*seen),
         "without mask, hidden": "{:.3f} ± {:.3f}".format(*hidden),
         "to the one before": f"{(heads.argmax(-1) == 1).sum()} of {near.size}",

@@ -182,24 +182,43 @@ class Trainer:
         return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items()}
 
     def train_in_processes(self, configs: list[Config]) -> None:
-        """Trains in several processes that divide the CPU's cores among them.
-
-        They ignore Ctrl-C while they start and between runs; train() handles it.
-        """
+        """Trains in several processes that divide the CPU's cores among them."""
         threads = max(1, (os.cpu_count() or 1) // self.parallel)
         spawn = multiprocessing.get_context("spawn")
-        waiting = iter(configs)
-        with ProcessPoolExecutor(self.parallel, spawn, torch.set_num_threads, (threads,)) as pool:
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            running = {pool.submit(run_one, config) for config in islice(waiting, self.parallel)}
+        stop, waiting = spawn.Event(), iter(configs)
+        with ProcessPoolExecutor(self.parallel, spawn, start_worker, (threads, stop)) as pool:
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it
+            running = {pool.submit(work, config) for config in islice(waiting, self.parallel)}
             signal.signal(signal.SIGINT, handler)
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    self.bar.update()
-                # one for each that is done: whatever waits in the pool would run after Ctrl-C too
-                running |= {pool.submit(run_one, config) for config in islice(waiting, len(done))}
+            try:
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                        self.bar.update()
+                    # no more than can run: what waits in the pool would run after Ctrl-C too
+                    running |= {pool.submit(work, config) for config in islice(waiting, len(done))}
+            except BaseException:
+                stop.set()
+                raise
+
+
+def start_worker(threads: int, event) -> None:
+    """In a new process: event says that no further run shall start."""
+    global stop
+    stop = event
+    torch.set_num_threads(threads)
+
+
+def work(config: Config) -> None:
+    """run_one in a worker. Ctrl-C can end it, but not a worker that waits, with a traceback."""
+    if stop.is_set():
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run_one(config)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # -------------------------------------------------------------------------------------------------

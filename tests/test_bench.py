@@ -48,11 +48,11 @@ def nanogpt(folder, monkeypatch):
 
 
 def read_results(name: str) -> list[dict]:
-    return json.loads(Path(f"{name}.json").read_text())["rows"]
+    return json.loads(Path(f"bench_cpu/{name}.json").read_text())["rows"]
 
 
 def test_generation_is_measured_for_one_and_ten_texts(nanogpt, capsys):
-    arguments = ["generation", "--device=cpu", "--rounds=2", "--out=."]
+    arguments = ["generation", "--device=cpu", "--rounds=2", "--results=."]
     assert bench.main([*arguments, "--nanogpt=nanogpt"]) == 0
     one, ten = read_results("generation")
     assert "1 at once" in one["what"]
@@ -64,7 +64,7 @@ def test_generation_is_measured_for_one_and_ten_texts(nanogpt, capsys):
 
 
 def test_nanogpt_is_optional_but_must_exist(nanogpt, capsys):
-    arguments = ["generation", "--device=cpu", "--rounds=1", "--out=."]
+    arguments = ["generation", "--device=cpu", "--rounds=1", "--results=."]
     assert bench.main(arguments) == 0
     assert "nanogpt" not in read_results("generation")[0]
     assert bench.main([*arguments, "--nanogpt=nowhere"]) == 2
@@ -83,7 +83,7 @@ def test_training_rates_come_from_what_both_programs_report(nanogpt):
 def test_training_compares_rates_with_the_peak(nanogpt, monkeypatch):
     monkeypatch.setattr(bench, "peak_flops", lambda dtype, device: 1e12)
     monkeypatch.setattr(bench, "our_training_rate", lambda settings, steps: 5000.0)
-    arguments = ["training", "--device=cpu", "--rounds=1", "--out=.", "--nanogpt=nanogpt"]
+    arguments = ["training", "--device=cpu", "--rounds=1", "--results=.", "--nanogpt=nanogpt"]
     assert bench.main(arguments) == 0
     compiled, eager, fraction, product = read_results("training")
     assert compiled["ours"] == eager["ours"] == [5000]
@@ -126,8 +126,9 @@ def test_power_is_the_exponent():
 
 
 def test_the_committed_table_is_that_of_the_results():
-    committed = (ROOT / bench.OUT / "table.md").read_text(encoding="utf-8")
-    assert bench.results_table(ROOT / bench.OUT) + "\n" == committed
+    folder = ROOT / "experiments/results/bench_cpu"
+    committed = (folder / "table.md").read_text(encoding="utf-8")
+    assert bench.results_table(folder) + "\n" == committed
 
 
 @pytest.mark.slow

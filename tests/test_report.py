@@ -12,6 +12,7 @@ from helpers import ROOT, contents, error_line
 import model as model_module
 from common.errors import UserError
 from experiments import figures, questions, report
+from experiments.runs import read_json
 from model import GPT
 from train import train
 
@@ -33,7 +34,7 @@ def results(dataset, tiny, monkeypatch):
 
 @pytest.mark.slow
 def test_questions_measures_a_checkpoint_and_short_runs(results):
-    measured = questions.read_measured(results)
+    measured = read_json(results / "questions" / "measured.json")
     inside = measured["checkpoint"]
     assert inside["mask"]["before"] == 0 < inside["mask"]["from"]
     assert len(inside["stream"]) == 3
@@ -57,7 +58,7 @@ def test_questions_measures_a_checkpoint_and_short_runs(results):
     assert after["loss"] < before["loss"]
     for row in measured["weight_decay"]:
         assert row["with"] < row["without"]
-    run = questions.read_runs(results)[0]
+    run = read_json(results / "trained" / "runs.json")[0]
     assert (run["config"]["run_name"], run["step"]) == ("tiny", 60)
     assert run["loss"] < 1.5
 

@@ -62,12 +62,16 @@ def test_one_progress_line_counts_the_runs_of_all_calls(configs):
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset):
+@pytest.mark.parametrize("when", ["they start", "they train"])
+def test_ctrl_c_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, when):
     settings = TINY | {"max_steps": 10**6}
     Path("endless.py").write_text(ENDLESS.format(root=str(ROOT), settings=settings))
     process = start_python("endless.py", start_new_session=True)
     saved = [Path(f"out/{i}/tiny_last.pt") for i in range(3)]
-    while not all(path.exists() for path in saved[:2]):
+    if when == "they start":
+        process.stderr.read(1)  # the progress line appears before them
+        time.sleep(0.5)
+    while when == "they train" and not all(path.exists() for path in saved[:2]):
         assert process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches all processes
