@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint, gpt2_bpe
+from common import bpe, checkpoint, gpt2_bpe
 from common.checkpoint import Checkpoint
 from common.cli import Parser, command
 from common.errors import UserError
@@ -25,7 +25,14 @@ from common.gpt2 import (
     optional_package,
     to_transformers,
 )
-from common.tokenizer import Tokenizer
+from common.tokenizer import (
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    TrainedBPETokenizer,
+)
 from model import GPT, RMS_EPS, ROPE_BASE, GPTConfig, count_parameters
 
 ROPE = {"norm_type": "rmsnorm", "norm_position": "pre", "pos_type": "rope", "mlp_type": "swiglu"}
@@ -75,10 +82,12 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, **sampling
 generated from it have at most {block_size:,} tokens in all: there is no sliding window here. {note}
 """
 NOTES = {
-    "char": "The tokenizer knows only the characters of its training text; any other raises an"
-    ' error ("not found in the vocabulary").',
-    "byte": "The tokens are the bytes of UTF-8.",
-    "bpe": 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
+    CharTokenizer: "The tokenizer knows only the characters of its training text; any other raises"
+    ' an error ("not found in the vocabulary").',
+    ByteTokenizer: "The tokens are the bytes of UTF-8.",
+    BPETokenizer: 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
+    TrainedBPETokenizer: "The tokens are a byte-pair encoding that was trained on the same text;"
+    ' "<|endoftext|>" inside a text is text like any other.',
 }
 
 
@@ -143,14 +152,6 @@ def find_weights(model: GPT, architecture: str) -> dict[str, torch.Tensor]:
     return to_transformers(model, GPT2_MODULES)
 
 
-def byte_symbols() -> list[str]:
-    """GPT-2's printable character for each byte: itself, or one from 256 on if it is invisible."""
-    printable = [("!", "~"), ("¡", "¬"), ("®", "ÿ")]
-    visible = {code for first, last in printable for code in range(ord(first), ord(last) + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
-
-
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     """The content of tokenizer.json: always a BPE; without merges each character is a token."""
     model = {"type": "BPE", "unk_token": None, "merges": []}
@@ -163,8 +164,16 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     pre_tokenizer = decoder = byte_level
     if tokenizer.kind == "bpe":
         model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))
+    elif isinstance(tokenizer, TrainedBPETokenizer):
+        model["vocab"], model["merges"] = bpe.to_transformers(tokenizer.tokens)
+        model["vocab"][END_OF_TEXT] = len(tokenizer.tokens)
+        model["ignore_merges"] = True  # a part of the text that is a token needs none
+        pattern = {"type": "Split", "pattern": {"Regex": bpe.PATTERN}, "behavior": "Isolated"}
+        decoder = byte_level | {"use_regex": False}
+        parts = [pattern | {"invert": False}, decoder]
+        pre_tokenizer = {"type": "Sequence", "pretokenizers": parts}
     elif tokenizer.kind == "byte":
-        model["vocab"] = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+        model["vocab"] = {symbol: byte for byte, symbol in enumerate(bpe.byte_symbols())}
     else:
         model["vocab"] = {character: i for i, character in enumerate(tokenizer.characters)}
         model["unk_token"] = "<unknown>"  # has no id, so that an unknown character is an error
@@ -187,7 +196,7 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
     }
     # the default length leaves room for a prompt: transformers has no sliding window here
     generation = {"max_new_tokens": max(1, config.block_size // 2)}
-    if tokenizer.kind == "bpe":
+    if isinstance(tokenizer, BPETokenizer) and tokenizer.separator:
         end = tokenizer.separator
         settings |= {"bos_token": end, "eos_token": end, "pad_token": end}
         settings["split_special_tokens"] = True  # inside a text they are text
@@ -244,7 +253,7 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
         prompt=tokenizer.decode(tokenizer.start_ids),
         length=run.block_size - len(tokenizer.start_ids),
         stop=stop,
-        note=f"{NOTES[tokenizer.kind]} {describe_end(tokenizer)}",
+        note=f"{NOTES[type(tokenizer)]} {describe_end(tokenizer)}",
     )
 
 
