@@ -1,6 +1,7 @@
-"""Exports a checkpoint for transformers: AutoModelForCausalLM and AutoTokenizer, no custom code.
+"""Exports a checkpoint for transformers or llama.cpp, which open it without code of this project.
 
 python export.py --ckpt out/capstone_best.pt --out hf
+python export.py --ckpt out/capstone_best.pt --format gguf --out model.gguf
 """
 
 import json
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from common import bpe, checkpoint, gpt2_bpe
+from common import bpe, checkpoint, gguf, gpt2_bpe
 from common.checkpoint import Checkpoint
-from common.cli import Parser, command
+from common.cli import Parser, command, quote
 from common.errors import UserError
 from common.files import data_dir
 from common.gpt2 import (
@@ -33,6 +34,7 @@ from common.tokenizer import (
     CharTokenizer,
     Tokenizer,
     TrainedBPETokenizer,
+    find_end_id,
 )
 from model import GPT, RMS_EPS, ROPE_BASE, GPTConfig, count_parameters
 
@@ -50,7 +52,8 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-MARK = "exported_run"  # in config.json: the id of the run that wrote the checkpoint
+MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
+NOT_OURS = "{} already exists and is not an earlier export: remove it or choose another --out"
 
 CARD = """\
 ---
@@ -149,15 +152,11 @@ def describe_model(config: GPTConfig, architecture: str) -> dict:
     }
 
 
-def find_weights(model: GPT, architecture: str) -> dict[str, torch.Tensor]:
-    """The model's parameters by their names in the architecture."""
-    if architecture != "GPT2":
-        return to_transformers(model, LLAMA_MODULES)
-    if not model.config.bias:
-        biased = GPT(replace(model.config, bias=True))  # biases start as zeros
-        biased.load_state_dict(model.state_dict(), strict=False)
-        model = biased
-    return to_transformers(model, GPT2_MODULES)
+def add_biases(model: GPT) -> GPT:
+    """The same model with biases: zeros if it had none."""
+    biased = GPT(replace(model.config, bias=True))  # they start as zeros
+    biased.load_state_dict(model.state_dict(), strict=False)
+    return biased
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
@@ -221,13 +220,6 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
         settings["pad_token"] = bpe.byte_symbols()[INVALID_BYTE]
         generation["pad_token_id"] = INVALID_BYTE
     return settings, generation
-
-
-def find_end_id(tokenizer: Tokenizer) -> int | None:
-    """The token that ends a document, if there is one."""
-    if tokenizer.separator and len(tokenizer.start_ids) == 1:
-        return tokenizer.start_ids[0]
-    return None
 
 
 def describe_end(tokenizer: Tokenizer) -> str:
@@ -297,10 +289,8 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
     )
 
 
-def check_free(out: Path) -> None:
+def check_folder(out: Path) -> None:
     """Raises UserError if `out` is anything but an earlier export, an empty folder or missing."""
-    if not out.exists():
-        return
     try:
         names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
         names.discard("lost+found")  # of a mounted disk
@@ -310,10 +300,22 @@ def check_free(out: Path) -> None:
         if names <= FILES and MARK in config:
             return
     except (NotADirectoryError, FileNotFoundError, ValueError, TypeError):
-        pass
-    raise UserError(
-        f"{out} already exists and is not an earlier export: remove it or choose another --out"
-    )
+        if not out.exists():
+            return
+    raise UserError(NOT_OURS.format(out))
+
+
+def check_file(out: Path) -> None:
+    """Raises UserError if `out` is anything but an earlier export or missing."""
+    try:
+        with open(out, "rb") as file:
+            start = file.read(1000)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        start = b""
+    if not start.startswith(b"GGUF") or MARK.encode() not in start:
+        raise UserError(NOT_OURS.format(out))
 
 
 def write_folder(out: Path, files: dict[str, bytes]) -> None:
@@ -331,45 +333,74 @@ def write_folder(out: Path, files: dict[str, bytes]) -> None:
             out.rmdir()
 
 
-@command
-def main(argv: list[str]) -> None:
-    parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)"
-    )
-    parser.add_argument("--out", default="hf", help="folder to make (default: %(default)s)")
-    args = parser.parse_args(argv)
+def export_folder(saved: Checkpoint, out: Path) -> str:
+    """Writes a folder for transformers. Returns the architecture. Raises UserError."""
     safetensors = optional_package("safetensors.torch")
-    out = Path(args.out).resolve()
-    check_free(out)
-
-    # the model
-    saved = checkpoint.load(args.ckpt)
-    model, tokenizer = saved.build(torch.device("cpu"))
-    architecture = find_architecture(model.config)
-    weights = find_weights(model, architecture)
-
-    # the files
+    check_folder(out)
+    model, tokenizer, architecture = build(saved)
+    modules = GPT2_MODULES if architecture == "GPT2" else LLAMA_MODULES
     special_tokens, generation = describe_special_tokens(tokenizer, model.config)
     ids = {name: generation[name] for name in ("bos_token_id", "eos_token_id")}
-    config = describe_model(model.config, architecture) | ids | {MARK: saved.run_id}
-
     descriptions = {
         "tokenizer.json": describe_tokenizer(tokenizer),
         "tokenizer_config.json": special_tokens,
         "generation_config.json": generation,
-        "config.json": config,
+        "config.json": describe_model(model.config, architecture) | ids | {MARK: saved.run_id},
     }
     files = {
         name: json.dumps(content, ensure_ascii=False, indent=2).encode()
         for name, content in descriptions.items()
     }
-    files["README.md"] = model_card(saved, tokenizer, architecture, args.out).encode()
+    files["README.md"] = model_card(saved, tokenizer, architecture, str(out)).encode()
+    weights = to_transformers(model, modules)
     files["model.safetensors"] = safetensors.save(weights, {"format": "pt"})
     write_folder(out, files)
-    load = f"AutoModelForCausalLM.from_pretrained({args.out!r})"
+    return architecture
 
-    print(f"exported to {args.out} as a {architecture} model; load it with {load}")
+
+def export_file(saved: Checkpoint, out: Path) -> str:
+    """Writes a GGUF file for llama.cpp. Returns the architecture. Raises UserError."""
+    check_file(out)
+    model, tokenizer, architecture = build(saved)
+    merges = describe_tokenizer(tokenizer)["model"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
+        new = Path(temporary) / "new.gguf"
+        gguf.write(new, model, architecture, tokenizer, merges, {MARK: saved.run_id})
+        os.replace(new, out)
+    return architecture
+
+
+def build(saved: Checkpoint) -> tuple[GPT, Tokenizer, str]:
+    """The model, with the parameters of its architecture, and its tokenizer. Raises UserError."""
+    model, tokenizer = saved.build(torch.device("cpu"))
+    architecture = find_architecture(model.config)
+    return add_biases(model) if architecture == "GPT2" else model, tokenizer, architecture
+
+
+@command
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
+    add(
+        "--format",
+        choices=("transformers", "gguf"),
+        default="transformers",
+        help="a folder for transformers (the default), or a GGUF file for llama.cpp",
+    )
+    add("--out", help="folder or file to make (default: hf, or model.gguf)")
+    args = parser.parse_args(argv)
+    saved = checkpoint.load(args.ckpt)
+    if args.format == "gguf":
+        out = args.out or "model.gguf"
+        architecture = export_file(saved, Path(out))
+        use = f"run it with: llama-completion -no-cnv -m {quote(out)} -p 'the start of a text'"
+    else:
+        out = args.out or "hf"
+        architecture = export_folder(saved, Path(out))
+        use = f"load it with AutoModelForCausalLM.from_pretrained({out!r})"
+    print(f"exported to {out} as a {architecture} model; {use}")
 
 
 if __name__ == "__main__":

@@ -292,3 +292,10 @@ def known_line_ends(text: str, tokenizer: Tokenizer) -> str:
 def first_document(text: str, tokenizer: Tokenizer) -> str:
     """The text up to the end of its first document, if the tokenizer's data has documents."""
     return text.partition(tokenizer.separator)[0] if tokenizer.separator else text
+
+
+def find_end_id(tokenizer: Tokenizer) -> int | None:
+    """The token that ends a document, if there is one."""
+    if tokenizer.separator and len(tokenizer.start_ids) == 1:
+        return tokenizer.start_ids[0]
+    return None
