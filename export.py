@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint, gpt2_bpe
+from common import bpe, checkpoint, gpt2_bpe
 from common.checkpoint import Checkpoint
 from common.cli import Parser, command
 from common.errors import UserError
@@ -26,7 +26,14 @@ from common.gpt2 import (
     optional_package,
     to_transformers,
 )
-from common.tokenizer import Tokenizer
+from common.tokenizer import (
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    TrainedBPETokenizer,
+)
 from model import GPT, RMS_EPS, ROPE_BASE, GPTConfig, count_parameters
 
 ROPE = {
@@ -86,21 +93,12 @@ For several prompts at once, use `tokenizer(prompts, padding=True, padding_side=
 return_tensors="pt")`. {padding}
 """
 NOTES = {
-    "char": "The tokenizer knows only the characters of its training text; any other raises an"
-    ' error ("not found in the vocabulary").',
-    "byte": "The tokens are the bytes of UTF-8.",
-    "bpe": 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
-}
-
-COLLATOR = (
-    "`DataCollatorForLanguageModeling` never trains the model to predict it;"
-    " `DataCollatorForSeq2Seq`, with the ids as `labels`, trains on every token of the texts."
-)
-PADDING = {
-    "char": "First set `tokenizer.pad_token = {pad!r}`: no character is unused, and any will do,"
-    f" because the attention mask hides it. {COLLATOR}",
-    "byte": "It pads with the byte 255, which no text contains.",
-    "bpe": f"It pads with the end-of-text token. {COLLATOR}",
+    CharTokenizer: "The tokenizer knows only the characters of its training text; any other raises"
+    ' an error ("not found in the vocabulary").',
+    ByteTokenizer: "The tokens are the bytes of UTF-8.",
+    BPETokenizer: 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
+    TrainedBPETokenizer: "The tokens are a byte-pair encoding that was trained on the same text;"
+    ' "<|endoftext|>" inside a text is text like any other.',
 }
 INVALID_BYTE = 255  # never occurs in UTF-8
 
@@ -168,14 +166,6 @@ def find_weights(model: GPT, architecture: str) -> dict[str, torch.Tensor]:
     return to_transformers(model, GPT2_MODULES)
 
 
-def byte_symbols() -> list[str]:
-    """GPT-2's printable character for each byte: itself, or one from 256 on if it is invisible."""
-    printable = [("!", "~"), ("¡", "¬"), ("®", "ÿ")]
-    visible = {code for first, last in printable for code in range(ord(first), ord(last) + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
-
-
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     """The content of tokenizer.json: always a BPE; without merges each character is a token."""
     model = {"type": "BPE", "unk_token": None, "merges": []}
@@ -188,8 +178,16 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     pre_tokenizer = decoder = byte_level
     if tokenizer.kind == "bpe":
         model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))
+    elif isinstance(tokenizer, TrainedBPETokenizer):
+        model["vocab"], model["merges"] = bpe.to_transformers(tokenizer.tokens)
+        model["vocab"][END_OF_TEXT] = len(tokenizer.tokens)
+        model["ignore_merges"] = True  # a part of the text that is a token needs none
+        pattern = {"type": "Split", "pattern": {"Regex": bpe.PATTERN}, "behavior": "Isolated"}
+        decoder = byte_level | {"use_regex": False}
+        parts = [pattern | {"invert": False}, decoder]
+        pre_tokenizer = {"type": "Sequence", "pretokenizers": parts}
     elif tokenizer.kind == "byte":
-        model["vocab"] = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+        model["vocab"] = {symbol: byte for byte, symbol in enumerate(bpe.byte_symbols())}
     else:
         model["vocab"] = {character: i for i, character in enumerate(tokenizer.characters)}
         model["unk_token"] = "<unknown>"  # has no id, so that an unknown character is an error
@@ -220,11 +218,13 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
         "eos_token_id": end_id,
         "pad_token_id": end_id,
     }
-    if tokenizer.kind == "bpe":
-        end = tokenizer.separator
-        settings |= {"bos_token": end, "eos_token": end, "pad_token": end}
+    if isinstance(tokenizer, BPETokenizer):
+        settings["pad_token"] = END_OF_TEXT
+        generation["pad_token_id"] = tokenizer.vocab_size - 1
+        if end_id is not None:
+            settings |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     elif tokenizer.kind == "byte":
-        settings["pad_token"] = byte_symbols()[INVALID_BYTE]
+        settings["pad_token"] = bpe.byte_symbols()[INVALID_BYTE]
         generation["pad_token_id"] = INVALID_BYTE
     return settings, generation
 
@@ -246,6 +246,25 @@ def describe_end(tokenizer: Tokenizer) -> str:
     return "There is no end-of-text token."
 
 
+def describe_padding(tokenizer: Tokenizer) -> str:
+    """Sentences on the token that pads a text in a batch, and on training with such batches."""
+    if tokenizer.kind == "byte":
+        return "It pads with the byte 255, which no text contains."
+    if isinstance(tokenizer, BPETokenizer):
+        if not tokenizer.separator:
+            return f'It pads with "{END_OF_TEXT}", a token that no text contains.'
+        pad = "It pads with the end-of-text token."
+    else:
+        pad = (
+            f"First set `tokenizer.pad_token = {tokenizer.decode(tokenizer.start_ids[:1])!r}`: no"
+            " character is unused, and any will do, because the attention mask hides it."
+        )
+    return (
+        f"{pad} `DataCollatorForLanguageModeling` never trains the model to predict it;"
+        " `DataCollatorForSeq2Seq`, with the ids as `labels`, trains on every token of the texts."
+    )
+
+
 def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folder: str) -> str:
     """The text of README.md: what was measured, and how to load the model."""
     run, loss = saved.settings(), "not measured"
@@ -256,7 +275,7 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
             loss += f": the lowest of the run, at step {saved.best_step:,}, not of these weights"
     stop, end = "", tokenizer.start_ids
     start = repr(tokenizer.decode(end))
-    if tokenizer.kind == "bpe":
+    if isinstance(tokenizer, BPETokenizer) and tokenizer.separator:
         start += ", split_special_tokens=False"
     if tokenizer.separator and len(end) > 1:
         last = f"ids[:, -{len(end)}:] == ids.new_tensor({end})"
@@ -279,8 +298,8 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
         start=start,
         length=run.block_size - len(end),
         stop=stop,
-        note=f"{NOTES[tokenizer.kind]} {describe_end(tokenizer)}",
-        padding=PADDING[tokenizer.kind].format(pad=tokenizer.decode(end[:1])),
+        note=f"{NOTES[type(tokenizer)]} {describe_end(tokenizer)}",
+        padding=describe_padding(tokenizer),
     )
 
 
