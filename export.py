@@ -38,7 +38,13 @@ from common.tokenizer import (
 )
 from model import GPT, RMS_EPS, ROPE_BASE, GPTConfig, count_parameters
 
-ROPE = {"norm_type": "rmsnorm", "norm_position": "pre", "pos_type": "rope", "mlp_type": "swiglu"}
+ROPE = {
+    "norm_type": "rmsnorm",
+    "norm_position": "pre",
+    "pos_type": "rope",
+    "mlp_type": "swiglu",
+    "conv_width": 1,
+}
 ARCHITECTURES = {
     "Qwen3": ROPE | {"qk_norm": True, "bias": False},  # its MLP can't have biases
     "Llama": ROPE | {"qk_norm": False},

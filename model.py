@@ -33,6 +33,7 @@ class GPTConfig:
     pos_type: Literal["rope", "learned", "none"] = "rope"  # how positions are encoded
     mlp_type: Literal["swiglu", "gelu", "relu2"] = "swiglu"  # nonlinearity of the MLP
     qk_norm: bool = True  # RMSNorm on each head's queries and keys: attention logits stay bounded
+    conv_width: int = 1  # positions that a convolution before each sublayer spans; 1: none
     tie_embeddings: bool = True  # one matrix for the token embedding and the output head
     bias: bool = False  # biases in linear layers and layernorms, as in GPT-2
 
@@ -43,7 +44,8 @@ class GPTConfig:
     def problems(self) -> list[str]:
         """Every reason why this config can't be built, one sentence each."""
         found = []
-        for name in ("vocab_size", "block_size", "n_layers", "n_heads", "d_model", "d_ff"):
+        sizes = ("vocab_size", "block_size", "n_layers", "n_heads", "d_model", "d_ff", "conv_width")
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"{name} must be at least 1, not {value}")
@@ -81,9 +83,10 @@ def count_parameters(config: GPTConfig) -> int:
     qkv = 3 * (C * C + bias * C)
     out = C * C + bias * C
     qk_norm = 2 * config.head_dim if config.qk_norm else 0
+    conv = 2 * (config.conv_width - 1) * C
     up = (2 if config.mlp_type == "swiglu" else 1) * (C * W + bias * W)
     down = W * C + bias * C
-    block = norm + qkv + qk_norm + out + norm + up + down
+    block = norm + qkv + qk_norm + out + norm + up + down + conv
 
     tokens = config.vocab_size * C
     positions = config.block_size * C if config.pos_type == "learned" else 0
@@ -120,6 +123,25 @@ def build_norm(config: GPTConfig) -> nn.Module:
             return nn.LayerNorm(config.d_model, bias=config.bias)
         case "none":
             return nn.Identity()
+
+
+class Dropout(nn.Module):
+    """nn.Dropout, but on a CPU its random numbers are bytes: rates are multiples of 1/256.
+
+    PyTorch draws a float for each activation, which takes a fifth of a training step.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x):
+        if not x.is_cpu or not self.training or not self.rate:
+            return F.dropout(x, self.rate, self.training)
+        dropped = min(round(256 * self.rate), 255)
+        words = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
+        random_bytes = words.view(torch.uint8)[: x.numel()].view_as(x)
+        return x * (random_bytes >= dropped).to(x.dtype) * (256 / (256 - dropped))
 
 
 def rope_tables(block_size: int, head_dim: int, base: float = ROPE_BASE):
@@ -159,7 +181,10 @@ def attend_on_cpu_in_bfloat16(q, k, v):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, for every layer, in memory allocated once."""
+    """Keys and values of the positions seen so far, for every layer, in memory allocated once.
+
+    Also what the short convolutions need: the last inputs of each sublayer.
+    """
 
     def __init__(
         self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype
@@ -167,6 +192,7 @@ class KVCache:
         shape = (config.n_layers, batch_size, config.n_heads, config.block_size, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.inputs = {}  # (B, conv_width - 1, C) by sublayer
         self.length = 0  # positions filled; GPT.forward advances it after the last layer
 
     def append(self, layer: int, k, v):
@@ -175,6 +201,35 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class ShortConv(nn.Module):
+    """Adds to each position of x (B, T, C) the width - 1 before it, times a learned gain each.
+
+    A causal depthwise convolution with a residual, as in the Canon layers of Allen-Zhu, 2025,
+    arXiv:2512.17351. The gains start at 0.
+    """
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        if width > 1:
+            self.weight = nn.Parameter(torch.zeros(width - 1, channels))
+        self.past = width - 1
+
+    def forward(self, x, cache: KVCache | None = None):
+        T, past = x.size(1), self.past
+        if not past:
+            return x
+        if cache is not None and cache.length:
+            x = torch.cat((cache.inputs[self], x), dim=1)
+        else:
+            x = F.pad(x, (0, 0, past, 0))  # zeros before the first position
+        if cache is not None:
+            cache.inputs[self] = x[:, -past:]
+        y = x[:, past:]
+        for i, gain in enumerate(self.weight, start=1):
+            y = y + gain * x[:, past - i : past - i + T]
+        return y
 
 
 class Attention(nn.Module):
@@ -187,14 +242,16 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer, self.n_heads, self.head_dim = layer, config.n_heads, config.head_dim
+        self.conv = ShortConv(config.conv_width, config.d_model)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias)
         self.q_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
+        x = self.conv(x, cache)
         q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q.float()), self.k_norm(k.float())  # (B, H, T, D), in float32
         if rope is not None:
@@ -207,18 +264,19 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """up -> nonlinearity -> down, applied at each position independently."""
+    """up -> nonlinearity -> down, at each position independently but for the short convolution."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind = config.mlp_type
+        self.conv = ShortConv(config.conv_width, config.d_model)
         width = config.mlp_width * (2 if self.kind == "swiglu" else 1)  # swiglu: gate and value
         self.up = nn.Linear(config.d_model, width, bias=config.bias)
         self.down = nn.Linear(config.mlp_width, config.d_model, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x):
-        h = self.up(x)
+    def forward(self, x, cache=None):
+        h = self.up(self.conv(x, cache))
         match self.kind:
             case "swiglu":  # Shazeer, 2020, arXiv:2002.05202
                 gate, value = h.chunk(2, dim=-1)
@@ -242,9 +300,9 @@ class Block(nn.Module):
     def forward(self, x, rope=None, cache=None):
         if self.pre_norm:
             x = x + self.attn(self.attn_norm(x), rope, cache)
-            return x + self.mlp(self.mlp_norm(x))
+            return x + self.mlp(self.mlp_norm(x), cache)
         x = self.attn_norm(x + self.attn(x, rope, cache))
-        return self.mlp_norm(x + self.mlp(x))
+        return self.mlp_norm(x + self.mlp(x, cache))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -266,7 +324,7 @@ class GPT(nn.Module):
             cos, sin = rope_tables(config.block_size, config.head_dim)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.final_norm = build_norm(config) if config.norm_position == "pre" else nn.Identity()
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -284,7 +342,7 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if "norm." in name:
                 continue
-            elif name.endswith("bias"):
+            elif name.endswith(("bias", "conv.weight")):
                 nn.init.zeros_(parameter)
             elif name.endswith(("attn.out.weight", "mlp.down.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layers))
@@ -299,7 +357,7 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("embedding.weight", "head.weight")):
                 groups["embeddings"].append(parameter)
-            elif "norm." in name or name.endswith("bias"):
+            elif "norm." in name or name.endswith(("bias", "conv.weight")):
                 groups["gains and biases"].append(parameter)
             else:
                 groups["matrices"].append(parameter)

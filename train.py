@@ -329,12 +329,12 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
     """Evaluates, prints, draws the curves. Returns whether this is the best model so far."""
     loss, best = run.evaluate()
     metrics.write(run.step, {"val/loss": loss})
-    tokens, part = len(run.dataset.val), run.config.eval_tokens
+    part = run.config.eval_tokens
     progress.print(
         f"step {run.step:>6,} | validation loss {loss:.4f}"
-        + (f" on {part:,} of {tokens:,} tokens" if part < tokens else "")
-        + f" | {run.dataset.bits_per_byte(loss):.4f} bits per byte"
-        + (" | best so far" if best else "")
+        + (f" on {part:,} tokens" if part < len(run.dataset.val) else "")
+        + f" | {run.dataset.bits_per_byte(loss):.4f} bits/byte"
+        + (" | best" if best else "")
     )
     if distributed.is_first():
         draw({run.config.run_name: metrics.curves}, run.config.path("curves.png"))

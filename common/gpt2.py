@@ -66,6 +66,7 @@ GPT2_ARCHITECTURE = {  # the same in our settings
     "pos_type": "learned",
     "mlp_type": "gelu",
     "qk_norm": False,
+    "conv_width": 1,
 }
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # by OpenAI, on the Hugging Face hub
 VOCAB_SIZE = 50257

@@ -78,7 +78,7 @@ class Progress:
         sys.stdout.flush()
 
     def log(self, step: int, row: dict) -> None:
-        """A line about a training step, from its row of metrics.
+        """A line about a training step, from its row of metrics; "norm" is the gradient's.
 
         Speed and remaining time count from the first call, which prints nothing: the first step
         includes start-up and compilation.
@@ -93,9 +93,9 @@ class Progress:
         per_step = (time.perf_counter() - moment) / (step - first)
         minutes, left = divmod(round(per_step * (self.config.max_steps - step - 1)), 60)
         self.print(
-            f"step {step:>6,} | loss {row['train/loss']:.4f} | lr {row['train/lr']:.2e} | "
-            f"gradient norm {row.get('train/grad_norm', math.inf):.3f} | "
-            f"{rate:,.0f} tokens/s | {minutes}:{left:02} left"
+            f"step {step:>6,} | loss {row['train/loss']:.4f} | lr {row['train/lr']:.1e} | "
+            f"norm {row.get('train/grad_norm', math.inf):.2f} | "
+            f"{rate:,.0f} tok/s | {minutes}:{left:02} left"
         )
         self.notice_slow_steps(step)
         if self.metrics.wandb:

@@ -2,6 +2,7 @@
 
 python -m experiments.bench training    --nanogpt DIR  tokens per second, and the fraction of peak
 python -m experiments.bench commands    --nanogpt DIR  whole commands: time and validation loss
+python -m experiments.bench busy                       a step alone, and beside a busy program
 python -m experiments.bench generation  --nanogpt DIR  tokens per second, one text and ten at once
 python -m experiments.bench preparation                from text to ids; prepare.py on 30 to 300 MB
 python -m experiments.bench cost                       time and memory of a step as the model grows
@@ -21,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -83,10 +85,15 @@ def time_call(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def run_python(arguments: list[str | Path], folder: str | Path = ".") -> str:
-    """The output of a Python program started in a folder. Raises UserError if it fails."""
-    line = [sys.executable, *arguments]
-    process = subprocess.run(line, cwd=folder, capture_output=True, text=True)
+def run_python(
+    arguments: list[str | Path], folder: str | Path = ".", variables: dict[str, str] | None = None
+) -> str:
+    """The output of a Python program started in a folder, with further environment variables.
+
+    Raises UserError if it fails.
+    """
+    line, environment = [sys.executable, *arguments], os.environ | (variables or {})
+    process = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{arguments[0]} in {folder} failed: {reason}")
@@ -110,7 +117,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / seconds
 
 
-def our_training_rate(settings: dict, steps: int) -> float:
+def our_training_rate(settings: dict, steps: int, variables: dict[str, str] | None = None) -> float:
     """Tokens per second of train.py, from its metrics, without the first steps."""
     settings = settings | {
         "max_steps": steps,
@@ -123,7 +130,8 @@ def our_training_rate(settings: dict, steps: int) -> float:
     with tempfile.TemporaryDirectory() as out:
         lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
         Path(out, "config.py").write_text("".join(lines))
-        run_python([ROOT / "train.py", f"{out}/config.py", f"--out_dir={out}"])
+        line = [ROOT / "train.py", f"{out}/config.py", f"--out_dir={out}"]
+        run_python(line, variables=variables)
         rows = [row for row in read_metrics(Path(out, "run_metrics.jsonl")) if "train/loss" in row]
     times = np.diff([row["seconds"] for row in rows])[3:]
     return rows[1]["tokens"] / statistics.median(times)
@@ -176,6 +184,55 @@ def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dic
             product | {"ours": [peak / 1e9 for peak in rates["peak"]]},
         ]
     return rows
+
+
+WAITING = {  # ways in which OpenMP's threads wait for one another, by environment variables
+    "as shipped": {},
+    "OpenMP's default": {"OMP_DISPLAY_ENV": "false"},  # any variable of OpenMP's turns ours off
+    "passive": {"OMP_WAIT_POLICY": "passive"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+LOAD = """
+import hashlib, threading
+
+def work():
+    while True:
+        hashlib.sha256(bytes(1 << 20))
+
+for _ in range(2):
+    threading.Thread(target=work).start()
+"""
+
+
+@contextmanager
+def busy_program() -> Iterator[subprocess.Popen]:
+    """Another program, with two threads that compute all the time and never wait."""
+    process = subprocess.Popen([sys.executable, "-c", LOAD])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def busy(rounds: int) -> list[dict]:
+    """Milliseconds of a training step on a CPU, alone and beside a busy program."""
+    shape, steps = SHAPES["0.8M"]
+    settings = shape | {"device": "cpu", "compile": False}
+
+    def step(waiting: str, place: Callable) -> float:
+        with place():
+            rate = our_training_rate(settings, steps, WAITING[waiting])
+        return 1000 * shape["batch_size"] * shape["block_size"] / rate
+
+    places = {"alone": nullcontext, "beside two busy threads": busy_program}
+    names = {f"{waiting}, {place}": (waiting, place) for waiting in WAITING for place in places}
+    contestants = {
+        name: partial(step, waiting, places[place]) for name, (waiting, place) in names.items()
+    }
+    times = alternate(contestants, rounds)
+    what = "a step of 0.8M parameters, threads waiting"
+    return [{"what": f"{what} {name}", "unit": "ms", "ours": times[name]} for name in names]
 
 
 def commands(nanogpt: str | None, rounds: int) -> list[dict]:
@@ -462,7 +519,7 @@ def median_and_range(values: list[float]) -> str:
 def results_table(folder: Path) -> str:
     """All results in a folder but those of `cost`, as Markdown."""
     lines = []
-    for what in ("commands", "training", "generation", "preparation"):
+    for what in ("commands", "training", "busy", "generation", "preparation"):
         path = folder / f"{what}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
         for row in rows:
@@ -498,9 +555,8 @@ def write_table(folder: Path) -> None:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.bench", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "what", choices=["training", "commands", "generation", "preparation", "cost", "table"]
-    )
+    choices = ["training", "busy", "commands", "generation", "preparation", "cost", "table"]
+    parser.add_argument("what", choices=choices)
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to compare with")
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds to take medians over (default: %(default)s)"
@@ -518,6 +574,7 @@ def main(argv: list[str]) -> None:
     device, _ = pick_device(args.device)
     measure = {
         "training": partial(training, args.nanogpt, args.rounds, device),
+        "busy": partial(busy, args.rounds),
         "commands": partial(commands, args.nanogpt, args.rounds),
         "generation": partial(generation, args.nanogpt, args.rounds, device),
         "preparation": partial(preparation, args.rounds),

@@ -128,3 +128,22 @@ def test_power_is_the_exponent():
 def test_the_committed_table_is_that_of_the_results():
     committed = (ROOT / bench.OUT / "table.md").read_text(encoding="utf-8")
     assert bench.results_table(ROOT / bench.OUT) + "\n" == committed
+
+
+@pytest.mark.slow
+def test_steps_are_measured_alone_and_beside_a_busy_program(folder, monkeypatch):
+    Path("verses.txt").write_text(verses(400))
+    prepare("shakespeare_char", ["verses.txt"])
+    monkeypatch.setattr(bench, "SHAPES", {"0.8M": (SHAPE, 8)})
+    monkeypatch.setattr(bench, "WAITING", {"passive": {"OMP_WAIT_POLICY": "passive"}})
+    assert bench.main(["busy", "--rounds=1", "--out=."]) == 0
+    alone, beside = read_results("busy")
+    assert "alone" in alone["what"]
+    assert "beside" in beside["what"]
+    assert alone["ours"][0] > 0
+
+
+def test_the_busy_program_runs_and_ends():
+    with bench.busy_program() as process:
+        assert process.poll() is None
+    assert process.returncode is not None

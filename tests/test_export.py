@@ -178,6 +178,7 @@ def test_a_transformers_pipeline_continues_a_prompt(folder):
         ({"pos_type": "none"}, "pos_type=none"),
         ({"mlp_type": "relu2"}, "mlp_type=relu2"),
         ({"bias": True}, "bias=true"),
+        ({"conv_width": 2}, "conv_width=2"),
         (GPT2 | {"qk_norm": True}, "qk_norm=true"),
         (GPT2 | {"norm_type": "rmsnorm"}, "norm_type=rmsnorm"),
     ],

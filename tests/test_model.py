@@ -12,9 +12,11 @@ from common.arguments import load_config
 from config import SETTINGS
 from model import (
     GPT,
+    Dropout,
     GPTConfig,
     KVCache,
     RMSNorm,
+    ShortConv,
     attend,
     count_parameters,
     flops_per_token,
@@ -36,6 +38,7 @@ CHOICES = {
 ARCHITECTURES = [dict(zip(CHOICES, values)) for values in itertools.product(*CHOICES.values())]
 KINDS = [{name: value} for name, values in CHOICES.items() for value in values]
 KINDS = [kind for kind in KINDS if replace(SMALL, **kind) != SMALL] + ARCHITECTURES[::61]
+KINDS += [{"conv_width": 2}, {"conv_width": 4, "norm_position": "post"}]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -180,6 +183,7 @@ def test_count_parameters_equals_the_built_model():
             n_heads=n_heads,
             d_model=n_heads * rng.choice([2, 8, 18]),
             d_ff=rng.choice([None, 24, 33]),
+            conv_width=rng.choice([1, 4]),
             **kind,
         )
         with torch.device("meta"):  # no memory for the weights
@@ -214,8 +218,8 @@ def test_flops_per_token_are_those_of_the_parameters_and_of_attention():
 
 def test_impossible_configs_are_refused_with_every_reason():
     with pytest.raises(ValueError) as error:
-        GPTConfig(vocab_size=0, n_layers=-1, dropout=1.0)
-    for name in ("vocab_size", "n_layers", "dropout"):
+        GPTConfig(vocab_size=0, n_layers=-1, dropout=1.0, conv_width=0)
+    for name in ("vocab_size", "n_layers", "dropout", "conv_width"):
         assert name in str(error.value)
 
 
@@ -282,6 +286,29 @@ def test_attention_on_a_cpu_in_bfloat16_equals_pytorchs(length):
         results.append([y, *(leaf.grad for leaf in leaves)])
     for ours, theirs in zip(*results):
         assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
+    torch.manual_seed(0)
+    x = torch.ones(99, 1001, requires_grad=True)
+    y = Dropout(rate)(x)
+    y.sum().backward()
+    assert (y == 0).float().mean().item() == pytest.approx(rate, abs=0.006)
+    assert y.mean().item() == pytest.approx(1, abs=0.03 if rate < 0.9 else 0.2)
+    assert torch.equal(x.grad, y)  # only what was kept gets a gradient
+    assert torch.equal(Dropout(rate).eval()(x), x)
+    assert not torch.equal(Dropout(rate)(x), y)
+
+
+def test_short_convolution_equals_the_naive_formula():
+    conv, x = ShortConv(3, 4), torch.randn(2, 5, 4, generator=seeded(2))
+    assert torch.equal(conv(x), x)  # before any training
+    torch.nn.init.normal_(conv.weight, generator=seeded(3))
+    expected = x.clone()
+    expected[:, 1:] += conv.weight[0] * x[:, :-1]
+    expected[:, 2:] += conv.weight[1] * x[:, :-2]
+    assert torch.allclose(conv(x), expected)
 
 
 def test_rope_scores_depend_on_the_distance_only():

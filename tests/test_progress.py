@@ -1,9 +1,13 @@
 """What a run prints while it trains."""
 
 import os
+import re
+import termios
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from helpers import arguments, start
 
 from common import progress
 from common.progress import Progress, print_resume_command
@@ -27,7 +31,7 @@ def test_a_log_line_has_the_speed_and_the_remaining_time(tiny, clock, capsys):
         clock.seconds += 4
         bar.log(2, ROW)
     assert capsys.readouterr().out == (
-        "step      2 | loss 2.5000 | lr 1.00e-03 | gradient norm 0.750 | 64 tokens/s | 3:20 left\n"
+        "step      2 | loss 2.5000 | lr 1.0e-03 | norm 0.75 | 64 tok/s | 3:20 left\n"
     )
 
 
@@ -36,7 +40,7 @@ def test_a_gradient_norm_that_overflowed_is_shown_as_infinite(tiny, clock, capsy
         for step in range(2):
             bar.log(step, {"train/loss": 2.5, "train/lr": 1e-3})
             clock.seconds += 1
-    assert "gradient norm inf" in capsys.readouterr().out
+    assert "norm inf" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,7 @@ def test_the_last_step_is_logged_and_no_step_twice(dataset, tiny, capsys):
 def test_losses_on_a_part_of_the_validation_split_say_so(dataset, tiny, capsys):
     train(tiny(eval_tokens=64))
     printed = capsys.readouterr().out
-    assert " on 64 of " in printed
+    assert " on 64 tokens" in printed
     assert "best model (step 12): validation loss" in printed
     assert " on all " in printed
 
@@ -113,3 +117,23 @@ def test_a_model_of_mostly_embeddings_is_pointed_out(dataset, tiny, capsys):
 def test_many_epochs_are_pointed_out(dataset, tiny, capsys):
     train(tiny(max_steps=600, eval_interval=600, log_interval=100))
     assert "(the training text is read" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_line_fits_a_terminal_of_80_columns(dataset):
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    run = start("train.py", *arguments(max_steps=40, eval_interval=20), stdout=slave, stderr=slave)
+    os.close(slave)
+    printed = b""
+    with suppress(OSError):  # the end of a terminal's output
+        while piece := os.read(master, 1 << 16):
+            printed += piece
+    assert run.wait() == 0
+    lines = re.split(r"[\r\n]+", printed.decode())
+    steps = [line for line in lines if re.match(r"step +[\d,]+ \| ", line)]
+    assert len(steps) == 42  # 39 log lines, 3 evaluations
+    assert max(map(len, steps)) <= 80
+    bars = [line for line in lines if re.match(r" *\d+% \|", line)]
+    assert max(map(len, bars)) <= 80
+    assert bars[-1].endswith("40/40 steps")

@@ -60,7 +60,7 @@ def test_a_run_prints_its_plan_its_losses_and_its_next_command(dataset, tiny, ca
     assert "cpu (as set)" in printed
     assert "step     11 | loss" in printed
     assert "step     12 | validation loss" in printed
-    assert "best so far" in printed
+    assert "| best" in printed
     assert "sample from it: python sample.py --ckpt out/tiny_best.pt" in printed
 
 

@@ -1,0 +1,23 @@
+# python train.py configs/shakespeare_small.py
+#
+# For a computer without a GPU and a little patience: 1.8M parameters read Shakespeare six times.
+# It needs no on_cpu block: these settings are meant for two cores.
+
+run_name = "small"
+dataset = "shakespeare_char"
+
+n_layers = 4
+n_heads = 3
+d_model = 192
+block_size = 128
+conv_width = 2  # every sublayer also sees the character before; export.py can't express it
+
+batch_size = 16
+optimizer = "muon"
+learning_rate = 6e-3
+min_lr = 0
+warmup_steps = 50
+weight_decay = 1.0  # ten times the default: the text is read six times
+max_steps = 2941
+eval_interval = 490  # once an epoch
+sample_interval = 980
