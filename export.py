@@ -181,10 +181,6 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
         model["vocab"], model["merges"] = bpe.to_transformers(tokenizer.tokens)
         model["vocab"][END_OF_TEXT] = len(tokenizer.tokens)
         model["ignore_merges"] = True  # a part of the text that is a token needs none
-        pattern = {"type": "Split", "pattern": {"Regex": bpe.PATTERN}, "behavior": "Isolated"}
-        decoder = byte_level | {"use_regex": False}
-        parts = [pattern | {"invert": False}, decoder]
-        pre_tokenizer = {"type": "Sequence", "pretokenizers": parts}
     elif tokenizer.kind == "byte":
         model["vocab"] = {symbol: byte for byte, symbol in enumerate(bpe.byte_symbols())}
     else:
