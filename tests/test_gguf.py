@@ -99,24 +99,22 @@ def load():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_llama_cpp_computes_the_same_logits_and_text(folder, kind):
+def test_llama_cpp_computes_the_same_logits_and_tokens(folder, kind):
     model = build_model(block_size=256, **KINDS[kind])
     save(model)
     assert run_export() == 0
     theirs = load()
-    start = [1, 2, 3]
-    expected = model.generate(torch.tensor([start]), 200, temperature=0)
-    ids = list(start)
-    theirs.eval(start)
-    for _ in range(200):
-        ids.append(int(theirs.scores[len(ids) - 1].argmax()))
-        theirs.eval(ids[-1:])
-    assert ids == expected[0].tolist()
+    ids = model.generate(torch.tensor([[1, 2, 3]]), 200, temperature=0)
+    theirs.eval(ids[0].tolist())
+    found = torch.from_numpy(theirs.scores[: ids.size(1)])
     with torch.no_grad():
-        logits = model(expected)[0]
-    found = torch.from_numpy(theirs.scores[: len(ids)])
-    torch.testing.assert_close(found, logits, atol=2e-3, rtol=0)
-    assert len(set(ids)) > 10  # not a repetition of a few tokens
+        expected = model(ids)[0]
+    tolerance = 1e-2 if kind.startswith("GPT2") else 1e-3  # its GELU is a table in float16
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    first, second = expected.topk(2).values.unbind(-1)
+    clear = first - second > 2 * tolerance
+    assert clear.float().mean() > 0.9
+    assert torch.equal(found.argmax(-1)[clear], expected.argmax(-1)[clear])
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe", "bpe_trained"])
