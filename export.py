@@ -1,6 +1,7 @@
-"""Exports a checkpoint for transformers: AutoModelForCausalLM and AutoTokenizer, no custom code.
+"""Exports a checkpoint for transformers or llama.cpp, which open it without code of this project.
 
 python export.py --ckpt out/capstone_best.pt --out hf
+python export.py --ckpt out/capstone_best.pt --format gguf --out model.gguf
 """
 
 import json
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint, gpt2_bpe
+from common import bpe, checkpoint, gguf, gpt2_bpe
 from common.checkpoint import Checkpoint
-from common.cli import Parser, command
+from common.cli import Parser, command, quote
 from common.errors import UserError
 from common.files import data_dir
 from common.gpt2 import (
@@ -26,7 +27,15 @@ from common.gpt2 import (
     optional_package,
     to_transformers,
 )
-from common.tokenizer import Tokenizer
+from common.tokenizer import (
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    TrainedBPETokenizer,
+    find_end_id,
+)
 from model import GPT, RMS_EPS, ROPE_BASE, GPTConfig, count_parameters
 
 ROPE = {
@@ -49,7 +58,8 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-MARK = "exported_run"  # in config.json: the id of the run that wrote the checkpoint
+MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
+NOT_OURS = "{} already exists and is not an earlier export: remove it or choose another --out"
 
 CARD = """\
 ---
@@ -86,21 +96,12 @@ For several prompts at once, use `tokenizer(prompts, padding=True, padding_side=
 return_tensors="pt")`. {padding}
 """
 NOTES = {
-    "char": "The tokenizer knows only the characters of its training text; any other raises an"
-    ' error ("not found in the vocabulary").',
-    "byte": "The tokens are the bytes of UTF-8.",
-    "bpe": 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
-}
-
-COLLATOR = (
-    "`DataCollatorForLanguageModeling` never trains the model to predict it;"
-    " `DataCollatorForSeq2Seq`, with the ids as `labels`, trains on every token of the texts."
-)
-PADDING = {
-    "char": "First set `tokenizer.pad_token = {pad!r}`: no character is unused, and any will do,"
-    f" because the attention mask hides it. {COLLATOR}",
-    "byte": "It pads with the byte 255, which no text contains.",
-    "bpe": f"It pads with the end-of-text token. {COLLATOR}",
+    CharTokenizer: "The tokenizer knows only the characters of its training text; any other raises"
+    ' an error ("not found in the vocabulary").',
+    ByteTokenizer: "The tokens are the bytes of UTF-8.",
+    BPETokenizer: 'The tokens are GPT-2\'s; "<|endoftext|>" inside a text is text like any other.',
+    TrainedBPETokenizer: "The tokens are a byte-pair encoding that was trained on the same text;"
+    ' "<|endoftext|>" inside a text is text like any other.',
 }
 INVALID_BYTE = 255  # never occurs in UTF-8
 
@@ -157,23 +158,11 @@ def describe_model(config: GPTConfig, architecture: str) -> dict:
     }
 
 
-def find_weights(model: GPT, architecture: str) -> dict[str, torch.Tensor]:
-    """The model's parameters by their names in the architecture."""
-    if architecture != "GPT2":
-        return to_transformers(model, LLAMA_MODULES)
-    if not model.config.bias:
-        biased = GPT(replace(model.config, bias=True))  # biases start as zeros
-        biased.load_state_dict(model.state_dict(), strict=False)
-        model = biased
-    return to_transformers(model, GPT2_MODULES)
-
-
-def byte_symbols() -> list[str]:
-    """GPT-2's printable character for each byte: itself, or one from 256 on if it is invisible."""
-    printable = [("!", "~"), ("¡", "¬"), ("®", "ÿ")]
-    visible = {code for first, last in printable for code in range(ord(first), ord(last) + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+def add_biases(model: GPT) -> GPT:
+    """The same model with biases: zeros if it had none."""
+    biased = GPT(replace(model.config, bias=True))  # they start as zeros
+    biased.load_state_dict(model.state_dict(), strict=False)
+    return biased
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
@@ -188,8 +177,12 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     pre_tokenizer = decoder = byte_level
     if tokenizer.kind == "bpe":
         model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))
+    elif isinstance(tokenizer, TrainedBPETokenizer):
+        model["vocab"], model["merges"] = bpe.to_transformers(tokenizer.tokens)
+        model["vocab"][END_OF_TEXT] = len(tokenizer.tokens)
+        model["ignore_merges"] = True  # a part of the text that is a token needs none
     elif tokenizer.kind == "byte":
-        model["vocab"] = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+        model["vocab"] = {symbol: byte for byte, symbol in enumerate(bpe.byte_symbols())}
     else:
         model["vocab"] = {character: i for i, character in enumerate(tokenizer.characters)}
         model["unk_token"] = "<unknown>"  # has no id, so that an unknown character is an error
@@ -220,20 +213,15 @@ def describe_special_tokens(tokenizer: Tokenizer, config: GPTConfig) -> tuple[di
         "eos_token_id": end_id,
         "pad_token_id": end_id,
     }
-    if tokenizer.kind == "bpe":
-        end = tokenizer.separator
-        settings |= {"bos_token": end, "eos_token": end, "pad_token": end}
+    if isinstance(tokenizer, BPETokenizer):
+        settings["pad_token"] = END_OF_TEXT
+        generation["pad_token_id"] = tokenizer.vocab_size - 1
+        if end_id is not None:
+            settings |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     elif tokenizer.kind == "byte":
-        settings["pad_token"] = byte_symbols()[INVALID_BYTE]
+        settings["pad_token"] = bpe.byte_symbols()[INVALID_BYTE]
         generation["pad_token_id"] = INVALID_BYTE
     return settings, generation
-
-
-def find_end_id(tokenizer: Tokenizer) -> int | None:
-    """The token that ends a document, if there is one."""
-    if tokenizer.separator and len(tokenizer.start_ids) == 1:
-        return tokenizer.start_ids[0]
-    return None
 
 
 def describe_end(tokenizer: Tokenizer) -> str:
@@ -246,6 +234,25 @@ def describe_end(tokenizer: Tokenizer) -> str:
     return "There is no end-of-text token."
 
 
+def describe_padding(tokenizer: Tokenizer) -> str:
+    """Sentences on the token that pads a text in a batch, and on training with such batches."""
+    if tokenizer.kind == "byte":
+        return "It pads with the byte 255, which no text contains."
+    if isinstance(tokenizer, BPETokenizer):
+        if not tokenizer.separator:
+            return f'It pads with "{END_OF_TEXT}", a token that no text contains.'
+        pad = "It pads with the end-of-text token."
+    else:
+        pad = (
+            f"First set `tokenizer.pad_token = {tokenizer.decode(tokenizer.start_ids[:1])!r}`: no"
+            " character is unused, and any will do, because the attention mask hides it."
+        )
+    return (
+        f"{pad} `DataCollatorForLanguageModeling` never trains the model to predict it;"
+        " `DataCollatorForSeq2Seq`, with the ids as `labels`, trains on every token of the texts."
+    )
+
+
 def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folder: str) -> str:
     """The text of README.md: what was measured, and how to load the model."""
     run, loss = saved.settings(), "not measured"
@@ -256,7 +263,7 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
             loss += f": the lowest of the run, at step {saved.best_step:,}, not of these weights"
     stop, end = "", tokenizer.start_ids
     start = repr(tokenizer.decode(end))
-    if tokenizer.kind == "bpe":
+    if isinstance(tokenizer, BPETokenizer) and tokenizer.separator:
         start += ", split_special_tokens=False"
     if tokenizer.separator and len(end) > 1:
         last = f"ids[:, -{len(end)}:] == ids.new_tensor({end})"
@@ -279,15 +286,13 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
         start=start,
         length=run.block_size - len(end),
         stop=stop,
-        note=f"{NOTES[tokenizer.kind]} {describe_end(tokenizer)}",
-        padding=PADDING[tokenizer.kind].format(pad=tokenizer.decode(end[:1])),
+        note=f"{NOTES[type(tokenizer)]} {describe_end(tokenizer)}",
+        padding=describe_padding(tokenizer),
     )
 
 
-def check_free(out: Path) -> None:
+def check_folder(out: Path) -> None:
     """Raises UserError if `out` is anything but an earlier export, an empty folder or missing."""
-    if not out.exists():
-        return
     try:
         names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
         names.discard("lost+found")  # of a mounted disk
@@ -297,10 +302,22 @@ def check_free(out: Path) -> None:
         if names <= FILES and MARK in config:
             return
     except (NotADirectoryError, FileNotFoundError, ValueError, TypeError):
-        pass
-    raise UserError(
-        f"{out} already exists and is not an earlier export: remove it or choose another --out"
-    )
+        if not out.exists():
+            return
+    raise UserError(NOT_OURS.format(out))
+
+
+def check_file(out: Path) -> None:
+    """Raises UserError if `out` is anything but an earlier export or missing."""
+    try:
+        with open(out, "rb") as file:
+            start = file.read(1000)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        start = b""
+    if not start.startswith(b"GGUF") or MARK.encode() not in start:
+        raise UserError(NOT_OURS.format(out))
 
 
 def write_folder(out: Path, files: dict[str, bytes]) -> None:
@@ -318,45 +335,74 @@ def write_folder(out: Path, files: dict[str, bytes]) -> None:
             out.rmdir()
 
 
-@command
-def main(argv: list[str]) -> None:
-    parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)"
-    )
-    parser.add_argument("--out", default="hf", help="folder to make (default: %(default)s)")
-    args = parser.parse_args(argv)
+def export_folder(saved: Checkpoint, out: Path) -> str:
+    """Writes a folder for transformers. Returns the architecture. Raises UserError."""
     safetensors = optional_package("safetensors.torch")
-    out = Path(args.out).resolve()
-    check_free(out)
-
-    # the model
-    saved = checkpoint.load(args.ckpt)
-    model, tokenizer = saved.build(torch.device("cpu"))
-    architecture = find_architecture(model.config)
-    weights = find_weights(model, architecture)
-
-    # the files
+    check_folder(out)
+    model, tokenizer, architecture = build(saved)
+    modules = GPT2_MODULES if architecture == "GPT2" else LLAMA_MODULES
     special_tokens, generation = describe_special_tokens(tokenizer, model.config)
     ids = {name: generation[name] for name in ("bos_token_id", "eos_token_id")}
-    config = describe_model(model.config, architecture) | ids | {MARK: saved.run_id}
-
     descriptions = {
         "tokenizer.json": describe_tokenizer(tokenizer),
         "tokenizer_config.json": special_tokens,
         "generation_config.json": generation,
-        "config.json": config,
+        "config.json": describe_model(model.config, architecture) | ids | {MARK: saved.run_id},
     }
     files = {
         name: json.dumps(content, ensure_ascii=False, indent=2).encode()
         for name, content in descriptions.items()
     }
-    files["README.md"] = model_card(saved, tokenizer, architecture, args.out).encode()
+    files["README.md"] = model_card(saved, tokenizer, architecture, str(out)).encode()
+    weights = to_transformers(model, modules)
     files["model.safetensors"] = safetensors.save(weights, {"format": "pt"})
     write_folder(out, files)
-    load = f"AutoModelForCausalLM.from_pretrained({args.out!r})"
+    return architecture
 
-    print(f"exported to {args.out} as a {architecture} model; load it with {load}")
+
+def export_file(saved: Checkpoint, out: Path) -> str:
+    """Writes a GGUF file for llama.cpp. Returns the architecture. Raises UserError."""
+    check_file(out)
+    model, tokenizer, architecture = build(saved)
+    merges = describe_tokenizer(tokenizer)["model"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
+        new = Path(temporary) / "new.gguf"
+        gguf.write(new, model, architecture, tokenizer, merges, {MARK: saved.run_id})
+        os.replace(new, out)
+    return architecture
+
+
+def build(saved: Checkpoint) -> tuple[GPT, Tokenizer, str]:
+    """The model, with the parameters of its architecture, and its tokenizer. Raises UserError."""
+    model, tokenizer = saved.build(torch.device("cpu"))
+    architecture = find_architecture(model.config)
+    return add_biases(model) if architecture == "GPT2" else model, tokenizer, architecture
+
+
+@command
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
+    add(
+        "--format",
+        choices=("transformers", "gguf"),
+        default="transformers",
+        help="a folder for transformers (the default), or a GGUF file for llama.cpp",
+    )
+    add("--out", help="folder or file to make (default: hf, or model.gguf)")
+    args = parser.parse_args(argv)
+    saved = checkpoint.load(args.ckpt)
+    if args.format == "gguf":
+        out = args.out or "model.gguf"
+        architecture = export_file(saved, Path(out))
+        use = f"run it with: llama-completion -no-cnv -m {quote(out)} -p 'the start of a text'"
+    else:
+        out = args.out or "hf"
+        architecture = export_folder(saved, Path(out))
+        use = f"load it with AutoModelForCausalLM.from_pretrained({out!r})"
+    print(f"exported to {out} as a {architecture} model; {use}")
 
 
 if __name__ == "__main__":

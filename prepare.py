@@ -1,6 +1,7 @@
 """A corpus -> data/<dataset>/{train.bin, val.bin, meta.json}.
 
 python prepare.py shakespeare_char               one of the corpora in data/
+python prepare.py python_bpe4096                 with a vocabulary of 4,096 tokens, trained on it
 python prepare.py notes_byte --input notes.txt   your own files, folders or JSON Lines
 """
 
@@ -26,6 +27,7 @@ except ImportError:  # Windows, which does not delete files that another process
     fcntl = None
 
 import data
+from common import bpe
 from common.cli import Parser, command, escape_controls, unescape
 from common.dataset import SPLITS, UNITS, is_prepared, load_dataset
 from common.errors import UserError
@@ -41,20 +43,26 @@ from common.survey import (
     assign,
     fit,
     limited,
+    sample,
     sha256_of,
     split,
     survey,
 )
 from common.tokenizer import (
+    END_OF_TEXT,
     KINDS,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
+    TrainedBPETokenizer,
     UnknownCharacters,
+    from_dict,
+    trained_size,
 )
 from data import Corpus
 
+MIN_TRAINED = 256  # tokens
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
 JOB_CHARACTERS = 1 << 20  # that a thread tokenizes at once
 MAX_WORKERS = 16  # threads; each needs tens of MB
@@ -72,10 +80,17 @@ def corpora() -> dict[str, str]:
 def parse_name(name: str) -> tuple[str, str]:
     """The corpus and the kind of tokenizer in a dataset's name. Raises UserError."""
     corpus, _, kind = Path(name).name.rpartition("_")
-    if not corpus or kind not in KINDS or Path(name).name != name:
+    size = trained_size(kind)
+    if not corpus or not (size or kind in KINDS) or Path(name).name != name:
         raise UserError(
-            "dataset names are <corpus>_<tokenizer>, with tokenizer char, byte or bpe;"
-            f" got {name!r}",
+            "dataset names are <corpus>_<tokenizer>, with tokenizer char, byte, bpe (GPT-2's) or"
+            f" bpe with a vocabulary size, such as bpe4096; got {name!r}",
+            status=2,
+        )
+    if size and not MIN_TRAINED <= size <= MAX_VOCABULARY:
+        raise UserError(
+            f"a vocabulary has {MIN_TRAINED} to {MAX_VOCABULARY:,} tokens, not {size:,}:"
+            f" {corpus}_bpe{MIN_TRAINED} to {corpus}_bpe{MAX_VOCABULARY}",
             status=2,
         )
     return corpus, kind
@@ -113,7 +128,7 @@ def find_corpus(
 
 
 # ------------------------------------------------------------------------------------------------
-# From text to files, in two passes that each hold only a few pieces of the text in memory
+# From text to files, in passes that each hold only a few pieces of the text in memory
 
 
 def jobs(pieces: Iterable[tuple[str, int, str]]) -> Iterator[tuple[str, list[list[str]]]]:
@@ -184,7 +199,7 @@ def make_tokenizer(kind: str, characters: str, separator: str | None = None) -> 
     if kind == "byte":
         return ByteTokenizer(separator)
     if kind == "bpe":
-        return BPETokenizer()
+        return BPETokenizer(END_OF_TEXT if separator else None)
     tokenizer = CharTokenizer("".join(sorted({*characters, *(separator or "")})), separator)
     if tokenizer.vocab_size > MAX_VOCABULARY:
         raise UserError(
@@ -194,11 +209,32 @@ def make_tokenizer(kind: str, characters: str, separator: str | None = None) -> 
     return tokenizer
 
 
+def train_tokenizer(size: int, texts: list[str], separator: str | None) -> TrainedBPETokenizer:
+    """A tokenizer with `size` tokens of these texts. Raises UserError if they don't have so many.
+
+    separator: None if there are no documents to separate.
+    """
+    print(f"training a vocabulary on {sum(map(len, texts)):,} characters of the training part")
+    merged = bpe.train(texts, size - len(bpe.BYTES) - 1)
+    tokenizer = TrainedBPETokenizer(merged, END_OF_TEXT if separator else None)
+    if (most := tokenizer.vocab_size) < size:
+        smaller = f"bpe{1 << most.bit_length() - 1}" if most >= MIN_TRAINED else "byte"
+        raise UserError(
+            f"the training text fills a vocabulary of {most:,} tokens only, not {size:,}: use a"
+            f" smaller one (..._{smaller}) or more text"
+        )
+    return tokenizer
+
+
 def other_tokenizer(dataset: str, kind: str) -> Tokenizer:
     """The tokenizer of another dataset. Raises UserError if it is not of this kind."""
     tokenizer = load_dataset(dataset).tokenizer
     if tokenizer.kind != kind:
-        raise UserError(f"{dataset} uses {tokenizer.kind} tokens, not {kind} tokens", status=2)
+        raise UserError(
+            f"{dataset} uses {tokenizer.kind} tokens, not {kind} tokens: name yours"
+            f" ..._{tokenizer.kind}",
+            status=2,
+        )
     return tokenizer
 
 
@@ -210,8 +246,10 @@ def reuse_tokenizer(
     given: the user wants this one; else it may be another that the tokenizer knows. Raises
     UserError if the tokenizer does not know the separator.
     """
+    if isinstance(other, BPETokenizer) and separator:
+        separator = END_OF_TEXT
     if other.kind != "char":
-        return make_tokenizer(other.kind, "", separator)
+        return from_dict(other.to_dict() | {"separator": separator})
     if separator is None:
         return CharTokenizer(other.characters)
     if not given:
@@ -285,20 +323,24 @@ def make_dataset(
     assignment = assign(found, val_fraction)
     documents = int((assignment != LEFT_OUT).sum())
 
-    # the tokenizer: a separator that training never shows would be a start that means nothing
-    several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
-    between = (separator or NUL) if separator or several[TRAIN] else None
-    if other:
-        tokenizer = reuse_tokenizer(other, tokenizer_of, between, separator is not None)
-    else:
-        blank_line = "\n" if several[VAL] else ""  # between documents if there is no separator
-        tokenizer = make_tokenizer(kind, found.vocabulary + blank_line, between)
     too_few = UserError(
         f"{sum(found.sizes):,} characters in {documents:,} documents are too few for a training and"
         " a validation part"
     )
     if not documents:
         raise too_few
+
+    # the tokenizer: a separator that training never shows would be a start that means nothing
+    several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
+    between = (separator or NUL) if separator or several[TRAIN] else None
+    if other:
+        tokenizer = reuse_tokenizer(other, tokenizer_of, between, separator is not None)
+    elif size := trained_size(kind):
+        pieces = split(corpus, found, assignment, val_fraction)
+        tokenizer = train_tokenizer(size, sample(pieces, sum(found.sizes)), between)
+    else:
+        blank_line = "\n" if several[VAL] else ""  # between documents if there is no separator
+        tokenizer = make_tokenizer(kind, found.vocabulary + blank_line, between)
 
     # second pass: its tokens, in a new folder
     folder = data_dir() / name
@@ -393,8 +435,39 @@ def report(folder: Path, meta: dict, found: Survey, tokenizer: Tokenizer) -> Non
         f"  vocabulary of {tokenizer.vocab_size:,} tokens; {len(found.vocabulary):,} different"
         f" characters: {found.vocabulary[:100]!r}{more}"
     )
+    if isinstance(tokenizer, TrainedBPETokenizer):
+        describe_vocabulary(folder, tokenizer)
     print(f"  sha256 of the text: {meta['sha256']}")
     print("  it begins:\n\n    " + escape_controls(found.excerpt).replace("\n", "\n    ") + "\n")
+
+
+def describe_vocabulary(folder: Path, tokenizer: TrainedBPETokenizer) -> None:
+    """Prints the most frequent and the longest tokens, and how much of a model they will be."""
+    from model import GPTConfig, count_parameters  # here, because importing torch takes a second
+
+    ids, counts = np.memmap(folder / "train.bin", "<u2", "r"), 0
+    for start in range(0, len(ids), 1 << 20):
+        counts += np.bincount(ids[start : start + (1 << 20)], minlength=tokenizer.vocab_size)
+    frequent = [tokenizer.to_bytes([i]) for i in np.argsort(-counts, kind="stable")[:15]]
+    # rows of spaces or dashes would be the longest
+    mixed = [token for token in tokenizer.tokens if len(set(token.strip())) > 1]
+    longest = sorted(mixed, key=lambda token: len(token.strip()), reverse=True)[:8]
+    print(f"  most frequent tokens: {' '.join(map(quoted, frequent))}")
+    print(f"  longest tokens: {' '.join(map(quoted, longest))}")
+    config = GPTConfig(vocab_size=tokenizer.vocab_size)
+    embedding, total = config.vocab_size * config.d_model, count_parameters(config)
+    print(
+        f"  embedding at the default width of {config.d_model}: {embedding:,} of the model's"
+        f" {total:,} parameters ({embedding / total:.0%})"
+    )
+
+
+def quoted(token: bytes) -> str:
+    """The token as text in quotation marks, or as bytes if it is a part of a character."""
+    try:
+        return repr(token.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(token)
 
 
 @command
@@ -446,8 +519,8 @@ def main(argv: list[str]) -> None:
     print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
     for name, about in corpora().items():
         print(f"  {name:12} {about}")
-    kinds = ", ".join(KINDS)
-    print(f"or any name for your own text, with --input FILE or FOLDER; tokenizers: {kinds}")
+    print("or any name for your own text, with --input FILE or FOLDER; tokenizers: char, byte, bpe")
+    print(f"(GPT-2's), and bpe{MIN_TRAINED} to bpe{MAX_VOCABULARY}, trained on the text")
 
 
 if __name__ == "__main__":

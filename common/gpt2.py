@@ -77,8 +77,9 @@ def optional_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        package, install = name.split(".")[0], "pip install transformers safetensors tokenizers"
-        raise UserError(f"{package} is not installed: {install}") from None
+        package = name.split(".")[0]
+        others = "gguf" if package == "gguf" else "transformers safetensors tokenizers"
+        raise UserError(f"{package} is not installed: pip install {others}") from None
 
 
 # -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from common.checkpoint import Checkpoint, SavedModel
 from common.errors import UserError
 from common.metrics import check_not_running
 from common.muon import Muon
-from common.tokenizer import difference
+from common.tokenizer import TrainedBPETokenizer, difference
 from config import Config
 
 FILES = ("best.pt", "last.pt", "metrics.jsonl", "curves.png")
@@ -143,6 +143,8 @@ def init_from(run, saved: SavedModel) -> None:
         )
         if tokenizer.kind != "char" or original is None:
             hint = f"prepare it as <name>_{tokenizer.kind}"
+        if isinstance(tokenizer, TrainedBPETokenizer):
+            hint += f" with --tokenizer_of {original}"
         raise UserError(f"can't fine-tune {source} on data/{dataset.name}: {problem}; {hint}")
     try:
         run.model.load_state_dict(model.state_dict())

@@ -1,10 +1,11 @@
 """What is in a corpus, which documents are used, and which of them are for validation."""
 
 import hashlib
+import random
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,11 +13,15 @@ import numpy as np
 
 from common.dataset import SPLITS
 from common.errors import UserError, listed
+from common.files import BLOCK_BYTES, cut
 from common.tokenizer import CODE_POINTS, END_OF_TEXT, Tokenizer, UnknownCharacters, code_points
 from data import END, Corpus, Text
 
 SPLIT_SEED = 1337  # decides which documents are for validation
 TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indices of SPLITS
+SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
+SAMPLE_WORDS = 4_000_000  # bytes of the different words in them: training takes 130 times as much
+WORD = re.compile(r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+")  # much as common.bpe.PATTERN does
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 CHANGED = "the text has changed while it was being read: try again"
 PLAIN = {  # what --replace_unknown writes for typographic characters
@@ -252,6 +257,29 @@ def split(
     again.end_document()
     if again.beginnings != found.hash.beginnings:
         raise UserError(CHANGED)
+
+
+def sample(pieces: Iterable[tuple[str, int, str]], characters: int) -> list[str]:
+    """Parts of the training text, to train a vocabulary on: all of it, or SAMPLE_CHARACTERS.
+
+    If a part of these has SAMPLE_WORDS already, only that part. A fixed seed chooses. pieces: from
+    `split`; characters: of the whole text.
+    """
+    rng, fraction = random.Random(SPLIT_SEED), SAMPLE_CHARACTERS / characters
+    chosen = []
+    for name, _, text in pieces:
+        if name == "train":
+            blocks = (text[i : i + BLOCK_BYTES] for i in range(0, len(text), BLOCK_BYTES))
+            chosen += [part for part in cut(blocks) if rng.random() < fraction]
+    rng.shuffle(chosen)
+    words, left = set(), SAMPLE_WORDS
+    for i, text in enumerate(chosen):
+        new = set(WORD.findall(text)) - words
+        left -= sum(len(word.encode("utf-8")) for word in new)
+        if left < 0:
+            return chosen[:i]
+        words |= new
+    return chosen
 
 
 def sha256_of(found: Survey, assignment: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Text <-> token ids: characters, bytes, or GPT-2's byte-pair encoding.
+"""Text <-> token ids: characters, bytes, or a byte-pair encoding, GPT-2's or a trained one.
 
 >>> tokenizer = CharTokenizer("abc")
 >>> tokenizer.encode("cab").tolist()
@@ -15,6 +15,7 @@ from functools import partial
 
 import numpy as np
 
+from common import bpe
 from common.errors import listed
 from common.files import data_dir
 
@@ -144,36 +145,43 @@ class BPETokenizer(ByteTokenizer):
     """GPT-2's byte-pair encoding, through tiktoken: 50,257 tokens, about 4 bytes of English each.
 
     Its files are downloaded once, to data/downloads/gpt2_bpe. Raises UserError if that fails.
+
+    separator: END_OF_TEXT, a token of its own, or None if the training data is one text.
     """
 
     kind = "bpe"
 
-    def __init__(self):
+    def __init__(self, separator: str | None = END_OF_TEXT):
         import tiktoken  # here, because the other tokenizers don't need it
 
         from common import gpt2_bpe
 
+        super().__init__(separator)
         os.environ["TIKTOKEN_CACHE_DIR"] = str(gpt2_bpe.fetch(data_dir() / "downloads"))
         self._encoding = tiktoken.get_encoding("gpt2")
-        self.vocab_size = self._encoding.n_vocab
-        self.separator = END_OF_TEXT
+
+    @property
+    def vocab_size(self) -> int:
+        return self._encoding.n_vocab
 
     @property
     def start_ids(self) -> list[int]:
-        """What a text without a prompt starts from: the end-of-text token."""
-        return [self._encoding.eot_token]
+        """What a text without a prompt starts from: the end-of-text token, or else a newline."""
+        return [self._encoding.eot_token] if self.separator else self.encode("\n").tolist()
 
     def encode(self, text: str) -> np.ndarray:
         """ids (uint32); "<|endoftext|>" in the text is text like any other. Thread-safe."""
         try:
             return np.asarray(self._encoding.encode_to_numpy(text, disallowed_special=()))
-        except ValueError:  # its regular expression can't match very long white space
+        except ValueError:  # GPT-2's regular expression can't match very long white space
             parts = re.split(r"(\s{1000})", text)
             encode = partial(self._encoding.encode_to_numpy, disallowed_special=())
             return np.concatenate([encode(part) for part in parts])
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """ids of texts with the end-of-text token between them."""
+        """ids of texts with the end-of-text token between them, or a blank line if it is unused."""
+        if not self.separator:
+            return super().encode_documents(texts)
         ids = [self.encode(texts[0])]
         for text in texts[1:]:
             ids += [np.array(self.start_ids, dtype=np.uint32), self.encode(text)]
@@ -183,15 +191,53 @@ class BPETokenizer(ByteTokenizer):
         return self._encoding.decode_bytes(np.asarray(ids).tolist())
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind}
+        return {"kind": self.kind} if self.separator else {"kind": self.kind, "separator": None}
 
 
-Tokenizer = CharTokenizer | ByteTokenizer | BPETokenizer
-KINDS = ("char", "byte", "bpe")
+class TrainedBPETokenizer(BPETokenizer):
+    """A byte-pair encoding that was trained on a text, through tiktoken.
+
+    Its ids are the bytes of UTF-8, the merged tokens, and as the last one the end-of-text token;
+    all of them count in the size that its kind names, such as bpe4096.
+    """
+
+    def __init__(self, merged: Sequence[bytes], separator: str | None = END_OF_TEXT):
+        """merged: see common.bpe.train."""
+        import tiktoken
+
+        ByteTokenizer.__init__(self, separator)
+        self.merged = list(merged)
+        self.tokens = [*bpe.BYTES, *merged]
+        ranks = {token: i for i, token in enumerate(self.tokens)}
+        if len(ranks) < len(self.tokens):
+            raise ValueError("duplicate token in the vocabulary")
+        self.kind = f"bpe{len(ranks) + 1}"
+        self._encoding = tiktoken.Encoding(
+            self.kind,
+            pat_str=bpe.PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT: len(ranks)},
+        )
+
+    def to_dict(self) -> dict:
+        merged = [token.decode("latin-1") for token in self.merged]
+        return {"kind": self.kind, "merged": merged} | separator_of(self)
+
+
+Tokenizer = CharTokenizer | ByteTokenizer | BPETokenizer | TrainedBPETokenizer
+KINDS = ("char", "byte", "bpe")  # and bpe256 to bpe65536
+
+
+def trained_size(kind: str) -> int | None:
+    """The vocabulary size in a kind such as "bpe4096"; None for the other kinds."""
+    match = re.fullmatch("bpe([1-9][0-9]{0,8})", kind)
+    return int(match[1]) if match else None
 
 
 def from_dict(state: dict) -> Tokenizer:
     """The tokenizer whose to_dict() gave `state`. Raises ValueError if there is none."""
+    if state == {"kind": "bpe"}:  # GPT-2's own, and datasets of the first versions
+        return BPETokenizer()
     match {"separator": None} | state:
         case {
             "kind": "char",
@@ -201,8 +247,18 @@ def from_dict(state: dict) -> Tokenizer:
             return CharTokenizer(characters, separator)
         case {"kind": "byte", "separator": str() | None as separator}:
             return ByteTokenizer(separator)
-        case {"kind": "bpe"}:
-            return BPETokenizer()
+        case {"kind": "bpe", "separator": "<|endoftext|>" | None as separator}:
+            return BPETokenizer(separator)
+        case {
+            "kind": kind,
+            "merged": list(merged),
+            "separator": "<|endoftext|>" | None as separator,
+        } if all(isinstance(token, str) for token in merged):
+            tokenizer = TrainedBPETokenizer(
+                [token.encode("latin-1") for token in merged], separator
+            )
+            if tokenizer.kind == kind:
+                return tokenizer
     raise ValueError(f"not a tokenizer: {str(state)[:80]}")
 
 
@@ -214,6 +270,8 @@ def difference(model: Tokenizer, dataset: Tokenizer) -> str | None:
     """How the ids of a model's tokenizer differ from a dataset's, in words; None if they don't."""
     if model.kind != dataset.kind:
         return f"the model uses {model.kind} tokens, the dataset {dataset.kind} tokens"
+    if isinstance(model, TrainedBPETokenizer) and model.merged != dataset.merged:
+        return f"both use {model.kind} tokens, but they were trained on different texts"
     if model.kind != "char" or model.characters == dataset.characters:
         return None
     differences = []
@@ -234,3 +292,10 @@ def known_line_ends(text: str, tokenizer: Tokenizer) -> str:
 def first_document(text: str, tokenizer: Tokenizer) -> str:
     """The text up to the end of its first document, if the tokenizer's data has documents."""
     return text.partition(tokenizer.separator)[0] if tokenizer.separator else text
+
+
+def find_end_id(tokenizer: Tokenizer) -> int | None:
+    """The token that ends a document, if there is one."""
+    if tokenizer.separator and len(tokenizer.start_ids) == 1:
+        return tokenizer.start_ids[0]
+    return None

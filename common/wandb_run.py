@@ -2,9 +2,11 @@
 
 import functools
 import os
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 
+from common.cli import quote
 from config import Config
 
 
@@ -32,20 +34,23 @@ def harmless(method):
 
 
 class WandbRun:
-    """A run in Weights & Biases, if wandb_mode or the variable WANDB_MODE asks for one."""
+    """A run in Weights & Biases, if wandb_mode or the variables of the environment ask for one.
+
+    Offline, each part of a resumed run is a run of its own, in a group: `wandb sync` of a second
+    run with the same id would replace the first.
+    """
 
     def __init__(self, config: Config, run_id: str):
         self.run, self.samples = None, []
-        mode = config.wandb_mode
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or "disabled"
+        self.run_id, self.folder = run_id, config.path("").parent / "wandb"
+        mode = config.wandb_mode if config.wandb_mode != "auto" else mode_of_environment()
         if mode == "disabled":
             return
         if mode not in ("offline", "online"):
             print(f"Weights & Biases is disabled: WANDB_MODE={mode} is not online or offline")
             return
         try:
-            self.run = start(config, run_id, mode)
+            self.run = start(config, run_id, mode, self.folder)
         except ImportError:
             print("Weights & Biases is disabled: it is not installed (pip install wandb)")
         except Exception as error:  # the network, the account, the service
@@ -71,14 +76,28 @@ class WandbRun:
 
         self.run.log({"step": step, "curves": wandb.Image(str(curves))})
         if best:
-            self.run.log_artifact(str(best), name=f"{self.run.id}-best", type="model")
+            self.run.log_artifact(str(best), name=f"{self.run_id}-best", type="model")
 
     @harmless
     def finish(self, exit_code: int) -> None:
+        """Ends the run; if it was offline, prints the command that uploads all its parts."""
         self.run.finish(exit_code=exit_code)
+        if parts := sorted(map(str, self.folder.glob(f"offline-run-*-{self.run_id}-*"))):
+            print("upload to Weights & Biases: wandb sync", *map(quote, parts))
 
 
-def start(config: Config, run_id: str, mode: str):
+def mode_of_environment() -> str:
+    """The mode that WANDB_DISABLED and WANDB_MODE ask for."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "y", "on", "t"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE") or "disabled"
+    return "offline" if mode == "dryrun" else mode  # its old name
+
+
+def start(config: Config, run_id: str, mode: str, folder: Path):
+    # in a home folder that can't be written, its service would log to the terminal
+    os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute() / "cache"))
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "data"))
     import wandb
 
     if mode == "online" and not wandb.login(prompt=False):
@@ -87,10 +106,11 @@ def start(config: Config, run_id: str, mode: str):
         project=config.wandb_project,
         name=f"{config.run_name}-{config.n_layers}L-{config.d_model}d",
         config=asdict(config),
-        id=run_id,
+        id=run_id if mode == "online" else f"{run_id}-{uuid.uuid4().hex[:8]}",
+        group=run_id,
         resume="allow",
         mode=mode,
-        dir=config.path("").parent.absolute(),  # its service has its own working directory
+        dir=folder.parent.absolute(),  # its service has its own working directory
         settings=wandb.Settings(init_timeout=30, silent=True),
     )
     run.define_metric("*", step_metric="step")

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import contents, error_line
+from helpers import contents, error_line, verses
 
 import export
-from common import checkpoint
+from common import bpe, checkpoint
 from common.checkpoint import Checkpoint
-from common.tokenizer import ByteTokenizer, CharTokenizer, from_dict
+from common.tokenizer import (
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    TrainedBPETokenizer,
+)
 from config import Config
 from model import GPT, GPTConfig, next_token_loss
 
@@ -51,6 +57,19 @@ def build_model(**changes) -> GPT:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model
+
+
+def make_tokenizer(kind: str):
+    """A tokenizer of this kind; for the two kinds of BPE, of a text with many documents."""
+    match kind:
+        case "char":
+            return CharTokenizer(CHARACTERS)
+        case "byte":
+            return ByteTokenizer()
+        case "bpe":
+            return BPETokenizer()
+        case "bpe_trained":
+            return TrainedBPETokenizer(bpe.train([*TEXTS, verses(200)], 100))
 
 
 def save(model: GPT, tokenizer=None, **changes) -> None:
@@ -178,14 +197,14 @@ def test_a_model_without_an_equivalent_is_refused(folder, capsys, changes, named
 
 def export_tokenizer(kind: str):
     """Our tokenizer of this kind, and transformers' tokenizer from an export of it."""
-    ours = from_dict({"kind": kind, "characters": CHARACTERS})
+    ours = make_tokenizer(kind)
     sizes = {"n_layers": 1, "n_heads": 1, "d_model": 2}
     save(build_model(vocab_size=ours.vocab_size, **sizes), ours)
     assert run_export() == 0
     return ours, AutoTokenizer.from_pretrained("hf")
 
 
-@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe", "bpe_trained"])
 def test_transformers_tokenizer_gives_the_same_ids_and_texts(folder, request, kind):
     if kind == "bpe":
         request.getfixturevalue("bpe")
@@ -199,7 +218,7 @@ def test_transformers_tokenizer_gives_the_same_ids_and_texts(folder, request, ki
         assert theirs.decode(ids, skip_special_tokens=True) == text
     for i in range(0, ours.vocab_size, 97 if kind == "bpe" else 1):
         assert theirs.decode([i]) == ours.decode([i])
-    end_id = ours.start_ids[0] if kind == "bpe" else None
+    end_id = ours.vocab_size - 1 if kind.startswith("bpe") else None
     assert theirs.bos_token_id == end_id
     assert theirs.eos_token_id == end_id
 
@@ -210,6 +229,17 @@ def test_bytes_that_are_not_utf8_are_decoded_alike(folder):
     for _ in range(50):
         ids = torch.randint(256, (40,), generator=generator).tolist()
         assert theirs.decode(ids) == ours.decode(ids)
+
+
+def test_the_end_of_text_token_of_a_single_text_only_pads(folder):
+    ours = TrainedBPETokenizer(make_tokenizer("bpe_trained").merged, separator=None)
+    save(build_model(vocab_size=ours.vocab_size), ours)
+    assert run_export() == 0
+    theirs = AutoTokenizer.from_pretrained("hf")
+    assert theirs.eos_token_id is None
+    assert theirs.pad_token == END_OF_TEXT
+    assert theirs.pad_token_id == ours.vocab_size - 1
+    assert "tokenizer('\\n', return_tensors" in card()
 
 
 @pytest.mark.parametrize("text", ["ß", "to ß be", "日本"])
@@ -225,13 +255,13 @@ def test_an_unknown_character_is_an_error_in_transformers_too(folder, text):
 
 
 @pytest.mark.parametrize("architecture", ["Qwen3", "Llama", "GPT2"])
-@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe", "bpe_trained"])
 def test_the_cards_program_runs_and_the_model_in_it_is_ours(
     folder, request, capsys, kind, architecture
 ):
     if kind == "bpe":
         request.getfixturevalue("bpe")
-    ours = from_dict({"kind": kind, "characters": CHARACTERS})
+    ours = make_tokenizer(kind)
     model = build_model(vocab_size=ours.vocab_size, **KINDS[architecture])
     save(model, ours)
     assert run_export() == 0
@@ -242,7 +272,7 @@ def test_the_cards_program_runs_and_the_model_in_it_is_ours(
 
     # what it generated fills the context
     assert names["text"].numel() == model.config.block_size
-    start = "" if kind == "bpe" else "\n"
+    start = "" if kind.startswith("bpe") else "\n"
     assert capsys.readouterr().out.startswith(start)
     assert ids["input_ids"].tolist() == [ours.start_ids]
 
@@ -275,7 +305,7 @@ def test_the_cards_program_runs_and_the_model_in_it_is_ours(
 def test_texts_of_different_lengths_train_as_the_card_says(folder, kind):
     from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
 
-    ours = from_dict({"kind": kind, "characters": CHARACTERS})
+    ours = make_tokenizer(kind)
     model = build_model(vocab_size=ours.vocab_size)
     save(model, ours)
     assert run_export() == 0

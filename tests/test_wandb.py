@@ -1,7 +1,10 @@
-"""Logging to Weights & Biases: what our code tells its library."""
+"""Logging to Weights & Biases: what our code tells its library, and what the library writes."""
 
+import json
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -13,6 +16,14 @@ from common.wandb_run import WandbRun
 from train import train
 
 METRICS = "out/tiny_metrics.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Without variables of the library; those that our code sets are removed after the test."""
+    for name in ("WANDB_DISABLED", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def copy_table(columns: list, rows: list) -> list:
@@ -69,8 +80,9 @@ def test_a_run_is_started_with_its_settings(folder, online, wandb):
     wandb.init.return_value.define_metric.assert_called_once_with("*", step_metric="step")
 
 
-def test_the_environment_variable_starts_a_run_too(folder, tiny, wandb, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
+@pytest.mark.parametrize("mode", ["offline", "dryrun"])
+def test_the_environment_variable_starts_a_run_too(folder, tiny, wandb, monkeypatch, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
     WandbRun(tiny(), "the id")
     assert wandb.init.call_args.kwargs["mode"] == "offline"
     wandb.login.assert_not_called()
@@ -80,6 +92,15 @@ def test_a_setting_overrides_the_environment_variable(folder, tiny, wandb, monke
     monkeypatch.setenv("WANDB_MODE", "offline")
     WandbRun(tiny(wandb_mode="disabled"), "the id")
     wandb.init.assert_not_called()
+
+
+@pytest.mark.parametrize("value", ["true", "TRUE", "1"])
+def test_wandb_disabled_is_understood(folder, tiny, wandb, monkeypatch, capsys, value):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_DISABLED", value)
+    WandbRun(tiny(), "the id")
+    wandb.init.assert_not_called()
+    assert capsys.readouterr().out == ""
 
 
 def test_an_error_at_the_start_is_reported(folder, online, wandb, capsys):
@@ -160,9 +181,42 @@ def test_an_error_while_logging_does_not_end_the_run(dataset, online, wandb, cap
     wandb.init.return_value.log.assert_called_once()
 
 
+# the real library
+
+
+def records(file) -> dict[str, list[dict]]:
+    """What is in a file of an offline run, by type, as the library itself reads it."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = {}
+    for line in output.splitlines():
+        record = json.loads(line)
+        found.setdefault(record["type"], []).append(record[record["type"]])
+    return found
+
+
 @pytest.mark.slow
-def test_the_real_library_takes_what_we_log(dataset, tiny, capsys):
+def test_a_run_resumed_offline_can_be_uploaded_without_loss(dataset, tiny, capfd, monkeypatch):
+    monkeypatch.setenv("HOME", "/dev/null")  # can't be written
     config = tiny(wandb_mode="offline", sample_interval=5, wandb_log_model=True)
-    assert train(config)["finished"]
-    assert "Weights & Biases is disabled" not in capsys.readouterr().out
-    assert len(list((dataset / "out").rglob("*.wandb"))) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 7)
+        train(config)
+    assert train(replace(config, resume=True))["finished"]
+    output, error = capfd.readouterr()
+    assert "Weights & Biases is disabled" not in output
+    assert "INFO" not in output + error
+
+    # one run in each folder, and the command uploads both
+    folders = sorted(map(str, Path("out/wandb").glob("offline-run-*")))
+    assert output.rstrip().endswith(f"wandb sync {' '.join(folders)}")
+    parts = [records(*Path(folder).glob("*.wandb")) for folder in folders]
+    first, second = (part["run"][0] for part in parts)
+    assert first["run_id"] != second["run_id"]
+    assert first["run_group"] == second["run_group"]
+
+    # which together have every row of the metrics
+    items = [record["item"] for part in parts for record in part["history"]]
+    logged = [item for item in items if "seconds" in item]
+    rows = [row for row in read_metrics(METRICS) if "sample" not in row]
+    assert [item | row for item, row in zip(logged, rows, strict=True)] == logged
