@@ -34,7 +34,7 @@ GPT2_MODULES = MODULES | {
 
 def write(
     path: Path, model: GPT, architecture: str, tokenizer: Tokenizer, merges: dict, mark: dict
-):
+) -> None:
     """Writes the file. Raises UserError if the package is missing.
 
     architecture: one of export.ARCHITECTURES, whose parameters the model has.

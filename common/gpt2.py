@@ -78,8 +78,9 @@ def optional_package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         package = name.split(".")[0]
-        others = "gguf" if package == "gguf" else "transformers safetensors tokenizers"
-        raise UserError(f"{package} is not installed: pip install {others}") from None
+        install = {"gguf": "gguf", "llama_cpp": "llama-cpp-python"}
+        install = install.get(package, "transformers safetensors tokenizers")
+        raise UserError(f"{package} is not installed: pip install {install}") from None
 
 
 # -------------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ python -m experiments.bench training    --nanogpt DIR  tokens per second, and th
 python -m experiments.bench commands    --nanogpt DIR  whole commands: time and validation loss
 python -m experiments.bench busy                       a step alone, and beside a busy program
 python -m experiments.bench generation  --nanogpt DIR  tokens per second, one text and ten at once
+python -m experiments.bench llama_cpp                  the same, alternating with llama.cpp
 python -m experiments.bench preparation                from text to ids; prepare.py on 30 to 300 MB
 python -m experiments.bench cost                       time and memory of a step as the model grows
 python -m experiments.bench table                      table.md from the kept results
 
 --nanogpt is a checkout of github.com/karpathy/nanoGPT with its data/shakespeare_char prepared.
+llama_cpp needs the packages gguf and llama-cpp-python; the latter compiles llama.cpp.
 Reported are medians over the rounds. The results are JSON files in <results>/bench_cpu/ (on a GPU,
 bench_cuda/).
 """
@@ -29,17 +31,20 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 import prepare
+from common import gguf
 from common.cli import Parser, command
 from common.dataset import Dataset
 from common.device import has_bfloat16, pick_device, pick_weights_dtype, reuse_memory
 from common.errors import UserError
 from common.files import data_dir
+from common.gpt2 import optional_package
 from common.metrics import read_metrics
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import Config
@@ -318,6 +323,71 @@ def generation(
     return rows
 
 
+LLAMA_CPP_TYPES = {"float32": None, "bfloat16": 32, "Q8_0": 7}  # numbers in llama.h
+
+
+def llama_cpp(rounds: int, tokens: int = 250) -> list[dict]:
+    """Greedy generation of one text in llama.cpp, with its weights in several types."""
+    theirs = optional_package("llama_cpp")
+    silent = theirs.llama_log_callback(lambda *_: None)
+    theirs.llama_log_set(silent, None)
+    config = model_config(SHAPES["10.65M"][0])
+    ours = GPT(config).eval()
+    dtype = pick_weights_dtype(torch.device("cpu"), 1)  # as sample.py does
+    start = torch.zeros(1, 1, dtype=torch.long)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder, "model.gguf")
+        characters = CharTokenizer("".join(map(chr, range(VOCAB_SIZE))))
+        gguf.write(exported, ours, "Qwen3", characters, {}, {})
+        ours.to(dtype)
+        for name, number in LLAMA_CPP_TYPES.items():
+            path = exported
+            if number is not None:
+                path = Path(folder, f"{name}.gguf")
+                params = theirs.llama_model_quantize_default_params()
+                params.ftype = number
+                theirs.llama_model_quantize(bytes(exported), bytes(path), params)
+            contestants = {
+                "ours": lambda n: ours.generate(start, n, temperature=0),
+                "llama_cpp": llama_cpp_generator(theirs, path, config),
+            }
+            rates = {
+                which: lambda run=run: tokens / time_call(partial(run, tokens), torch.device("cpu"))
+                for which, run in contestants.items()
+            }
+            for run in contestants.values():
+                run(2)  # warmup
+            what = f"greedy generation, 10.65M parameters, one text of {tokens} tokens, "
+            what += f"threads: {torch.get_num_threads()}, weights in {name}"
+            what += f" (ours in {str(dtype).removeprefix('torch.')})"
+            rows.append({"what": what, "unit": "tokens/s", **alternate(rates, rounds)})
+    return rows
+
+
+def llama_cpp_generator(
+    library: ModuleType, path: Path, config: GPTConfig
+) -> Callable[[int], list[int]]:
+    """A function that generates a number of tokens from token 0, greedily, with llama.cpp."""
+    model = library.llama_model_load_from_file(bytes(path), library.llama_model_default_params())
+    params = library.llama_context_default_params()
+    params.n_ctx = config.block_size
+    params.n_threads = torch.get_num_threads()
+    context = library.llama_init_from_model(model, params)
+
+    def generate(length: int) -> list[int]:
+        library.llama_memory_clear(library.llama_get_memory(context), True)
+        token, ids = (library.llama_token * 1)(0), []
+        for _ in range(length):
+            library.llama_decode(context, library.llama_batch_get_one(token, 1))
+            logits = library.llama_get_logits(context)
+            token[0] = int(np.ctypeslib.as_array(logits, (config.vocab_size,)).argmax())
+            ids.append(token[0])
+        return ids
+
+    return generate
+
+
 # -------------------------------------------------------------------------------------------------
 # preparation
 
@@ -519,7 +589,9 @@ def median_and_range(values: list[float]) -> str:
 def results_table(folder: Path) -> str:
     """All results in a folder but those of `cost`, as Markdown."""
     lines = []
-    for what in ("commands", "training", "busy", "generation", "preparation"):
+    kinds = ("commands", "training", "busy", "generation", "llama_cpp", "preparation")
+    others = {"nanogpt": "nanoGPT", "llama_cpp": "llama.cpp"}
+    for what in kinds:
         path = folder / f"{what}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
         for row in rows:
@@ -528,11 +600,12 @@ def results_table(folder: Path) -> str:
                 "unit": row["unit"],
                 "n": f"{len(row['ours'])}",
                 "ours": median_and_range(row["ours"]),
-                "nanoGPT": "",
+                "other": "",
                 "ratio": "",
             }
-            if theirs := row.get("nanogpt"):
-                line["nanoGPT"] = median_and_range(theirs)
+            for other in others.keys() & row.keys():
+                theirs = row[other]
+                line["other"] = f"{others[other]} {median_and_range(theirs)}"
                 ratio = statistics.median(row["ours"]) / statistics.median(theirs)
                 if row["unit"] == "tokens/s":
                     line["ratio"] = f"{ratio:.1f}"
@@ -555,8 +628,8 @@ def write_table(folder: Path) -> None:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.bench", description=__doc__.splitlines()[0])
-    choices = ["training", "busy", "commands", "generation", "preparation", "cost", "table"]
-    parser.add_argument("what", choices=choices)
+    choices = ["training", "busy", "commands", "generation", "llama_cpp", "preparation", "cost"]
+    parser.add_argument("what", choices=[*choices, "table"])
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to compare with")
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds to take medians over (default: %(default)s)"
@@ -578,6 +651,7 @@ def main(argv: list[str]) -> None:
         "busy": partial(busy, args.rounds),
         "commands": partial(commands, args.nanogpt, args.rounds),
         "generation": partial(generation, args.nanogpt, args.rounds, device),
+        "llama_cpp": partial(llama_cpp, args.rounds),
         "preparation": partial(preparation, args.rounds),
         "cost": partial(cost, args.rounds),
     }
