@@ -32,6 +32,7 @@ from common.metrics import read_metrics
 from config import Config
 from evaluate import mean_loss
 from experiments.ablate import CPU, STUDIES
+from experiments.memorize import memorization
 from experiments.runs import add_options, machine, markdown
 from model import GPT, count_parameters, next_token_loss
 from prepare import prepare_missing
@@ -44,7 +45,6 @@ SEEDS = 3
 GRADIENT_STEPS = (0, 10, 20, 40, 80, 150)  # steps at which gradients are measured
 WINDOWS = 512  # windows of the validation split, for the loss at each position
 FEW_WINDOWS = 64  # windows for all other measurements inside a model
-CONTINUED = 50  # tokens that a model has to continue exactly to have memorized them
 
 # -------------------------------------------------------------------------------------------------
 # tools
@@ -193,23 +193,6 @@ def change_token(model: GPT, ids) -> dict:
     return {"before": moved[:, :middle].max().item(), "from": moved[:, middle:].mean().item()}
 
 
-@torch.no_grad()
-def memorized(model: GPT, tokens: np.ndarray) -> dict[str, float]:
-    """How much of a text the model knows by heart.
-
-    Its mean loss; and the fraction of prompts of half a block that it continues exactly for
-    CONTINUED tokens by always taking the most likely one, as in Carlini et al., 2023,
-    arXiv:2202.07646.
-    """
-    prompt = model.config.block_size // 2
-    ids = spaced_windows(tokens, prompt + CONTINUED - 1, WINDOWS)
-    written = model.generate(ids[:, :prompt], CONTINUED, temperature=0)
-    return {
-        "loss": mean_loss(model, tokens, torch.float32, WINDOWS * model.config.block_size),
-        "exact": (written == ids).all(1).float().mean().item(),
-    }
-
-
 def scores_by_width() -> list[dict]:
     """Attention scores of random queries and keys whose channels have variance 1.
 
@@ -341,8 +324,8 @@ def describe(path: str, saved: Checkpoint) -> dict:
         raise UserError(f"data/{dataset.name} is not the text that {path} was trained on")
     model, _ = saved.build(DEVICE)
     dtype, _ = pick_dtype(config.dtype, DEVICE)
-    loss = mean_loss(model, dataset.val, dtype)
-    splits = {"train": dataset.train, "val": dataset.val}
+    memorized = memorization(model, dataset, dtype)
+    loss = memorized["val_loss"]
     return {
         "machine": machine(DEVICE),
         "config": saved.config,
@@ -351,7 +334,7 @@ def describe(path: str, saved: Checkpoint) -> dict:
         "seconds": read_metrics(metrics_path(path, saved))[-1]["seconds"],
         "loss": loss,
         "bits_per_byte": dataset.bits_per_byte(loss),
-        "memorized": {name: memorized(model, tokens) for name, tokens in splits.items()},
+        "memorized": memorized,
         "source": dataset.meta["source"],
         "train": dataset.meta["train"],
         "val": dataset.meta["val"],

@@ -54,10 +54,10 @@ def trained_values(folder: Path) -> Values:
         if measured := run.get("memorized"):
             line = {
                 "run": config.run_name,
-                "loss on training text": f"{measured['train']['loss']:.3f}",
-                "on validation text": f"{measured['val']['loss']:.3f}",
-                "training text continued exactly": f"{measured['train']['exact']:.1%}",
-                "validation text": f"{measured['val']['exact']:.1%}",
+                "loss on training text": f"{measured['train_loss']:.3f}",
+                "on validation text": f"{measured['val_loss']:.3f}",
+                "longest repetition in a sample": f"{measured['median']:.0f} characters",
+                "in a passage of validation text": f"{measured['validation_median']:.0f}",
             }
             memorized.append(line)
 

@@ -170,8 +170,10 @@ class Trainer:
         paths = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
         missing = [configs[key] for key, path in paths.items() if not path.exists()]
         if missing:
-            self.bar = self.bar or tqdm(total=0, unit="run", smoothing=0, bar_format=PROGRESS)
-            self.bar.total = self.bar.n + len(missing) + later
+            total = len(missing) + later
+            if self.bar is None:
+                self.bar = tqdm(total=total, unit="run", smoothing=0, bar_format=PROGRESS)
+            self.bar.total = self.bar.n + total
             self.bar.refresh()
             if self.parallel > 1:
                 self.train_in_processes(missing)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 
 from experiments import ablate, runs
@@ -110,7 +111,8 @@ def test_arms_with_equal_settings_share_their_runs():
 
 def test_the_recipe_changes_one_thing_at_equal_tokens(monkeypatch):
     monkeypatch.chdir(ROOT)
-    study, base = STUDIES["recipe"], ablate.shipped()
+    study = STUDIES["recipe"]
+    base = ablate.base_config(study, torch.device("cpu"))
     assert (base.optimizer, base.n_layers, base.max_steps) == ("muon", 4, 500)
     assert ablate.arm_config(study, base, study.first) == replace(base, eval_interval=125)
     twice = ablate.arm_config(study, base, "8 sequences a step, twice the steps")

@@ -11,9 +11,8 @@ from helpers import ROOT, contents, error_line
 
 import model as model_module
 from common.errors import UserError
-from experiments import figures, questions, report
+from experiments import figures, memorize, questions, report
 from experiments.runs import read_json
-from model import GPT
 from train import train
 
 SHIPPED = "experiments/results"
@@ -26,7 +25,7 @@ def results(dataset, tiny, monkeypatch):
     monkeypatch.setattr(questions, "GRADIENT_STEPS", (0, 3))
     monkeypatch.setattr(questions, "WINDOWS", 16)
     monkeypatch.setattr(questions, "FEW_WINDOWS", 8)
-    monkeypatch.setattr(questions, "CONTINUED", 5)
+    monkeypatch.setattr(memorize, "LENGTH", 50)
     train(tiny(max_steps=60, sample_interval=30, eval_interval=60))
     assert questions.main(["out/tiny_best.pt", "--seeds=2", "--results=results"]) == 0
     return Path("results")
@@ -62,31 +61,17 @@ def test_questions_measures_a_checkpoint_and_short_runs(results):
     assert (run["config"]["run_name"], run["step"]) == ("tiny", 60)
     assert run["loss"] < 1.5
 
-    assert 0 <= run["memorized"]["val"]["exact"] <= run["memorized"]["train"]["exact"] <= 1
+    assert run["memorized"]["val_loss"] == run["loss"]
 
     assert report.main(["--results=results"]) == 0
     text = Path("results/REPORT.md").read_text()
     assert f"| tiny | verses_char, {run['train']['tokens']:,} tokens |" in text
     assert "| block 2 |" in text
+    assert "longest repetition in a sample" in text
     assert "After 30 steps:" in text and "After 60 steps:" in text
     for name in ("trained/curves", "questions/heads", "questions/gradients"):
         assert f"]({name}.png)" in text
         assert Path(f"results/{name}.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_memorized_is_the_fraction_of_prompts_that_are_continued_exactly(tiny, monkeypatch):
-    def count_on(ids, tokens, temperature):
-        assert temperature == 0
-        return torch.cat((ids, (ids[:, -1:] + torch.arange(1, tokens + 1)) % 10), dim=1)
-
-    monkeypatch.setattr(questions, "WINDOWS", 16)
-    model = GPT(tiny(vocab_size=10))
-    monkeypatch.setattr(model, "generate", count_on)
-    known = (np.arange(2000) % 10).astype(np.uint16)
-    assert questions.memorized(model, known)["exact"] == 1
-    assert questions.memorized(model, known[::-1])["exact"] == 0
-    half = np.concatenate((known, known[::-1]))
-    assert questions.memorized(model, half)["exact"] == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("T", [1, 7])

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,14 +69,18 @@ def test_ctrl_c_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, wh
     Path("endless.py").write_text(ENDLESS.format(root=str(ROOT), settings=settings))
     process = start_python("endless.py", start_new_session=True)
     saved = [Path(f"out/{i}/tiny_last.pt") for i in range(3)]
-    if when == "they start":
-        process.stderr.read(1)  # the progress line appears before them
-        time.sleep(0.5)
-    while when == "they train" and not all(path.exists() for path in saved[:2]):
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches all processes
-    _, error = process.communicate(timeout=120)
+    try:
+        if when == "they start":
+            process.stderr.read(1)  # the progress line appears before them
+            time.sleep(0.5)
+        while when == "they train" and not all(path.exists() for path in saved[:2]):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches all processes
+        _, error = process.communicate(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert error.endswith("the same command continues with the runs that are left\n\nstopped\n")
     assert "leaked" not in error and "Traceback" not in error
