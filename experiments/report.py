@@ -83,7 +83,7 @@ def trained_values(folder: Path) -> Values:
         "memorized": markdown(memorized) if memorized else not_measured("trained"),
         "parameters": f"{run['parameters']:,}",
         "training": duration(run["seconds"]),
-        "operations": f"{operations:.1e}",
+        "operations": f"{operations:.1e}".replace("+", ""),
         "loss": f"{run['loss']:.3f}",
         "early gap": f"{gaps[0]:.2f}",
         "late gap": f"{gaps[-1]:.2f}",
