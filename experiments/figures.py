@@ -19,6 +19,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "axes.axisbelow": True,
+    "axes.grid": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "figure.titlesize": 11,
@@ -42,6 +43,14 @@ def title(figure: Figure, sentence: str) -> Figure:
 def ordered(count: int) -> np.ndarray:
     """Colors of ordered values, from light to dark."""
     return colormaps["viridis_r"](np.linspace(0.15, 1, count))
+
+
+def log_axis(axis, label: str, ticks, names: list[str]) -> None:
+    """An x axis on a log scale with these ticks."""
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, names)
+    axis.minorticks_off()
+    axis.set_xlabel(label)
 
 
 def short(number: float) -> str:
@@ -129,7 +138,7 @@ def draw_differences(axis, groups: list[list[tuple]]) -> None:
         label.set_fontweight("bold" if label.get_text() in headings else "normal")
     axis.tick_params(left=False)
     axis.spines["left"].set_visible(False)
-    axis.grid(axis="x")
+    axis.grid(False, axis="y")
 
 
 def learning_rates(study: Study, rows: list[dict]) -> Figure:
@@ -165,11 +174,7 @@ def learning_rates(study: Study, rows: list[dict]) -> Figure:
         if axis is panels[0]:  # the colors mean the same in all panels
             label_ends(axis, rates[-1], ends, gap=0.045 * (top - min(finite)))
         axis.set_title(group)
-        axis.set_xscale("log")
-        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        axis.minorticks_off()
-        axis.set_xlabel("learning rate")
-        axis.grid()
+        log_axis(axis, "learning rate", rates, [f"{rate:g}" for rate in rates])
     panels[0].set_ylabel(LOSS)
     sentence = "; ".join(f"{group} up to {limit:g}" for group, limit in limits.items())
     return title(figure, f"Learning rates at which models train: {sentence}")
@@ -202,20 +207,11 @@ def law(rows: list[dict], laws: scaling.Laws) -> Figure:
         abs(statistics.mean(point["losses"]) - point["predicted"][scaling.MAIN]) for point in points
     ]
     loss.set_title(f"Held-out runs (rings) are predicted to within {max(misses):.3f}")
-    loss.set_xscale("log")
-    loss.set_xticks(budgets, [short(tokens) for tokens in budgets])
-    loss.minorticks_off()
+    log_axis(loss, "tokens trained on", budgets, [short(tokens) for tokens in budgets])
     loss.set_xlim(right=1.9 * budgets[-1])  # room for the labels
-    loss.set_xlabel("tokens trained on")
     loss.set_ylabel(LOSS)
-    loss.text(
-        1,
-        1,
-        "a line for each\nnumber of parameters",
-        transform=loss.transAxes,
-        ha="right",
-        va="top",
-    )
+    corner = {"xycoords": "axes fraction", "ha": "right", "va": "top"}
+    loss.annotate("a line for each\nnumber of parameters", (1, 1), **corner)
 
     # tokens per parameter against operations
     most = (6 * N * D).max()
@@ -223,9 +219,8 @@ def law(rows: list[dict], laws: scaling.Laws) -> Figure:
     ratios = [other.best_ratio(operations) for other in resampled]
     low, high = np.percentile(ratios, [2.5, 97.5], axis=0)
     best.fill_between(operations, low, high, color=GRAY, alpha=0.25, linewidth=0)
-    plot_solid_then_dashed(
-        best, operations, main.best_ratio(operations), most, color=BLUE, linewidth=2
-    )
+    ratio = main.best_ratio(operations)
+    plot_solid_then_dashed(best, operations, ratio, most, color=BLUE, linewidth=2)
     best.axhline(20, color="black", linestyle=":")
     best.text(operations[0], 22, "Chinchilla: 20", va="bottom")
     few, many = (main.best_ratio(at) for at in (1e13, 1e15))
@@ -234,8 +229,6 @@ def law(rows: list[dict], laws: scaling.Laws) -> Figure:
     best.set_yscale("log")
     best.set_xlabel("operations")
     best.set_ylabel("tokens per parameter")
-    for axis in (loss, best):
-        axis.grid()
     return figure
 
 
@@ -260,17 +253,11 @@ def short_text(rows: list[dict]) -> Figure:
             text = f"overfits after {epochs:.0f} epochs"
             axis.annotate(text, point, (12, -16), ha="right", color=ORANGE, **place)
     axis.margins(0.1, 0.2)
-    axis.set_xscale("log")
-    axis.set_xticks(sizes, [short(size) for size in sizes])
-    axis.minorticks_off()
-    axis.set_xlabel("parameters without embedding")
+    log_axis(axis, "parameters without embedding", sizes, [short(size) for size in sizes])
     axis.set_ylabel("best validation loss\n(nats per token)")
-    axis.grid()
-    factor = sizes[-1] / sizes[0]
+    factor, fall = sizes[-1] / sizes[0], f"from {losses[0]:.2f} to {losses[-1]:.2f}"
     return title(
-        figure,
-        f"On a short text, {factor:.0f} times the parameters lower the loss"
-        f" from {losses[0]:.2f} to {losses[-1]:.2f}",
+        figure, f"On a short text, {factor:.0f} times the parameters lower the loss {fall}"
     )
 
 
@@ -285,28 +272,27 @@ def near(heads: np.ndarray) -> np.ndarray:
 
 def attention(heads: np.ndarray) -> Figure:
     """How much each head (layers, heads, distance) attends to the token at each distance back."""
-    layers, count, _ = heads.shape
+    share, shown = near(heads), heads[..., :DISTANCES]
+    layers, count, distances = shown.shape
     figure = Figure(figsize=(10, 1.3 + 0.25 * count))
     panels = figure.subplots(1, layers, sharey=True, squeeze=False)[0]
     for layer, axis in enumerate(panels):
-        image = axis.imshow(
-            heads[layer, :, :DISTANCES], aspect="auto", cmap="Blues", vmin=0, vmax=0.5
-        )
+        image = axis.imshow(shown[layer], aspect="auto", cmap="Blues", vmin=0, vmax=0.5)
         axis.set_title(f"block {layer + 1}")
-        axis.set_xticks(range(0, DISTANCES, 5))
+        axis.set_xticks(range(0, distances, 5))
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
-    layer, widest = np.unravel_index(near(heads).argmin(), (layers, count))
+        axis.grid(False)
+    layer, widest = np.unravel_index(share.argmin(), share.shape)
     frame = {"fill": False, "edgecolor": ORANGE, "linewidth": 1.5, "clip_on": False}
-    panels[layer].add_patch(Rectangle((-0.5, widest - 0.5), DISTANCES, 1, **frame))
+    panels[layer].add_patch(Rectangle((-0.5, widest - 0.5), distances, 1, **frame))
     panels[0].set_yticks(range(count), [f"head {head + 1}" for head in range(count)])
     figure.supxlabel("tokens back (0: the token itself)")
     figure.colorbar(image, ax=panels, label="fraction of the attention", extend="max")
-    share, least = near(heads).mean(), near(heads).min()
     return title(
         figure,
-        f"{share:.0%} of the attention goes to the last {NEAR} tokens; the widest head (framed)"
-        f" gives them {least:.0%}",
+        f"{share.mean():.0%} of the attention goes to the last {NEAR} tokens; the widest head"
+        f" (framed) gives them {share.min():.0%}",
     )
 
 
@@ -325,7 +311,6 @@ def gradients(seeds: list[dict]) -> Figure:
         axis.set_yscale("log")
         axis.set_xticks(blocks)
         axis.set_xlabel("block")
-        axis.grid()
     panels[0].set_ylabel("gradient norm of the block")
     panels[1].legend(title="step", loc="center left", bbox_to_anchor=(1, 0.5))
     return title(

@@ -83,7 +83,7 @@ def trained_values(folder: Path) -> Values:
         "memorized": markdown(memorized) if memorized else not_measured("trained"),
         "parameters": f"{run['parameters']:,}",
         "training": duration(run["seconds"]),
-        "operations": f"{operations:.1e}",
+        "operations": f"{operations:.1e}".replace("+", ""),
         "loss": f"{run['loss']:.3f}",
         "early gap": f"{gaps[0]:.2f}",
         "late gap": f"{gaps[-1]:.2f}",
@@ -198,7 +198,12 @@ def all_studies(results: Path) -> Values:
         f"**{name}: {study.question}**\n\n{ablate.comparison_table(study, rows)}"
         for name, (study, rows) in studies.items()
     ]
-    return {"tables": "\n\n".join(tables), "forest.png": figures.forest(studies)}
+    arms = sum(len(ablate.arms_of(study, rows)) - 1 for study, rows in studies.values())
+    return {
+        "tables": "\n\n".join(tables),
+        "comparisons": f"{arms}",
+        "forest.png": figures.forest(studies),
+    }
 
 
 # a part is a folder of the results: the program that makes it, and what gives its values

@@ -160,7 +160,7 @@ class Trainer:
         return self
 
     def __exit__(self, error, *_):
-        if self.bar:
+        if self.bar is not None:
             self.bar.close()
         if error is KeyboardInterrupt:
             print("the same command continues with the runs that are left", file=sys.stderr)
