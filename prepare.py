@@ -449,8 +449,8 @@ def describe_vocabulary(folder: Path, tokenizer: TrainedBPETokenizer) -> None:
     for start in range(0, len(ids), 1 << 20):
         counts += np.bincount(ids[start : start + (1 << 20)], minlength=tokenizer.vocab_size)
     frequent = [tokenizer.to_bytes([i]) for i in np.argsort(-counts, kind="stable")[:15]]
-    # without rows of spaces and dashes, which would be the longest
-    words = [t for t in tokenizer.tokens if t.decode("utf-8", "replace").strip().isidentifier()]
+    # not rows of spaces and dashes, which would be the longest
+    words = [t for t in tokenizer.tokens if t.decode("utf-8", "replace").strip(" _").isidentifier()]
     longest = sorted(words, key=len, reverse=True)[:8]
     print(f"  most frequent tokens: {' '.join(map(quoted, frequent))}")
     print(f"  longest tokens (words only): {' '.join(map(quoted, longest))}")
@@ -474,7 +474,9 @@ def quoted(token: bytes) -> str:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="prepare.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("dataset", nargs="?", help="<corpus>_<tokenizer>, such as shakespeare_char or notes_byte")
+    add(
+        "dataset", nargs="?", help="<corpus>_<tokenizer>, such as shakespeare_char or notes_bpe4096"
+    )
     add(
         "--input",
         nargs="+",

@@ -182,7 +182,7 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def last_gap(text: str) -> int:
-    """The last index between a word and the white space after it: GPT-2's tokens never cross one.
+    """The last index between a word and the white space after it: no token of a BPE crosses one.
 
     If the last LONGEST_WORD characters have no such place, the length of the text.
     """
