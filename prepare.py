@@ -43,10 +43,10 @@ from common.survey import (
     assign,
     fit,
     limited,
-    sample,
     sha256_of,
     split,
     survey,
+    training_sample,
 )
 from common.tokenizer import (
     END_OF_TEXT,
@@ -62,7 +62,7 @@ from common.tokenizer import (
 )
 from data import Corpus
 
-MIN_TRAINED = 256  # tokens
+MIN_VOCABULARY = 256  # of a trained one
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
 JOB_CHARACTERS = 1 << 20  # that a thread tokenizes at once
 MAX_WORKERS = 16  # threads; each needs tens of MB
@@ -87,10 +87,10 @@ def parse_name(name: str) -> tuple[str, str]:
             f" bpe with a vocabulary size, such as bpe4096; got {name!r}",
             status=2,
         )
-    if size and not MIN_TRAINED <= size <= MAX_VOCABULARY:
+    if size and not MIN_VOCABULARY <= size <= MAX_VOCABULARY:
         raise UserError(
-            f"a vocabulary has {MIN_TRAINED} to {MAX_VOCABULARY:,} tokens, not {size:,}:"
-            f" {corpus}_bpe{MIN_TRAINED} to {corpus}_bpe{MAX_VOCABULARY}",
+            f"{kind}: a trained vocabulary has {MIN_VOCABULARY} to {MAX_VOCABULARY:,} tokens"
+            f" (bpe{MIN_VOCABULARY} to bpe{MAX_VOCABULARY})",
             status=2,
         )
     return corpus, kind
@@ -204,7 +204,7 @@ def make_tokenizer(kind: str, characters: str, separator: str | None = None) -> 
     if tokenizer.vocab_size > MAX_VOCABULARY:
         raise UserError(
             f"{tokenizer.vocab_size:,} different characters: ids above {MAX_VOCABULARY - 1:,}"
-            " don't fit into uint16; use bytes (..._byte) or BPE (..._bpe)"
+            " don't fit into uint16; use bytes (..._byte) or BPE (..._bpe4096)"
         )
     return tokenizer
 
@@ -218,7 +218,7 @@ def train_tokenizer(size: int, texts: list[str], separator: str | None) -> Train
     merged = bpe.train(texts, size - len(bpe.BYTES) - 1)
     tokenizer = TrainedBPETokenizer(merged, END_OF_TEXT if separator else None)
     if (most := tokenizer.vocab_size) < size:
-        smaller = f"bpe{1 << most.bit_length() - 1}" if most >= MIN_TRAINED else "byte"
+        smaller = f"bpe{1 << most.bit_length() - 1}" if most >= MIN_VOCABULARY else "byte"
         raise UserError(
             f"the training text fills a vocabulary of {most:,} tokens only, not {size:,}: use a"
             f" smaller one (..._{smaller}) or more text"
@@ -337,7 +337,7 @@ def make_dataset(
         tokenizer = reuse_tokenizer(other, tokenizer_of, between, separator is not None)
     elif size := trained_size(kind):
         pieces = split(corpus, found, assignment, val_fraction)
-        tokenizer = train_tokenizer(size, sample(pieces, sum(found.sizes)), between)
+        tokenizer = train_tokenizer(size, training_sample(pieces, sum(found.sizes)), between)
     else:
         blank_line = "\n" if several[VAL] else ""  # between documents if there is no separator
         tokenizer = make_tokenizer(kind, found.vocabulary + blank_line, between)
@@ -449,11 +449,11 @@ def describe_vocabulary(folder: Path, tokenizer: TrainedBPETokenizer) -> None:
     for start in range(0, len(ids), 1 << 20):
         counts += np.bincount(ids[start : start + (1 << 20)], minlength=tokenizer.vocab_size)
     frequent = [tokenizer.to_bytes([i]) for i in np.argsort(-counts, kind="stable")[:15]]
-    # rows of spaces or dashes would be the longest
-    mixed = [token for token in tokenizer.tokens if len(set(token.strip())) > 1]
-    longest = sorted(mixed, key=lambda token: len(token.strip()), reverse=True)[:8]
+    # without rows of spaces and dashes, which would be the longest
+    words = [t for t in tokenizer.tokens if t.decode("utf-8", "replace").strip().isidentifier()]
+    longest = sorted(words, key=len, reverse=True)[:8]
     print(f"  most frequent tokens: {' '.join(map(quoted, frequent))}")
-    print(f"  longest tokens: {' '.join(map(quoted, longest))}")
+    print(f"  longest tokens (words only): {' '.join(map(quoted, longest))}")
     config = GPTConfig(vocab_size=tokenizer.vocab_size)
     embedding, total = config.vocab_size * config.d_model, count_parameters(config)
     print(
@@ -519,8 +519,8 @@ def main(argv: list[str]) -> None:
     print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
     for name, about in corpora().items():
         print(f"  {name:12} {about}")
-    print("or any name for your own text, with --input FILE or FOLDER; tokenizers: char, byte, bpe")
-    print(f"(GPT-2's), and bpe{MIN_TRAINED} to bpe{MAX_VOCABULARY}, trained on the text")
+    print("or any name for your own text, with --input FILE or FOLDER; tokenizers: char, byte,")
+    print(f"bpe (GPT-2's), or bpe{MIN_VOCABULARY} to bpe{MAX_VOCABULARY}, trained on the text")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, c
     print(f"data     {dataset.name}: {len(dataset.train):,} training tokens, {validation}")
     print(f"model    {sum(counts.values()):,} parameters: {parts}")
     if 2 * counts["embeddings"] > sum(counts.values()):
-        print("         most of them are embeddings: char or byte tokens need far fewer")
+        print("         most of them are embeddings: a smaller vocabulary or bytes need far fewer")
     often = f" (the training text is read {epochs:.0f} times)" if epochs >= MANY_EPOCHS else ""
     print(f"run      {steps}, {epochs:.1f} epochs{often}")
     for name, (value, reason) in choices.items():

@@ -20,7 +20,7 @@ from data import END, Corpus, Text
 SPLIT_SEED = 1337  # decides which documents are for validation
 TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indices of SPLITS
 SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
-SAMPLE_WORDS = 4_000_000  # bytes of the different words in them: training takes 130 times as much
+SAMPLE_WORDS = 3_000_000  # bytes of the different words in them: training takes 130 times as much
 WORD = re.compile(r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+")  # much as common.bpe.PATTERN does
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 CHANGED = "the text has changed while it was being read: try again"
@@ -259,11 +259,11 @@ def split(
         raise UserError(CHANGED)
 
 
-def sample(pieces: Iterable[tuple[str, int, str]], characters: int) -> list[str]:
-    """Parts of the training text, to train a vocabulary on: all of it, or SAMPLE_CHARACTERS.
+def training_sample(pieces: Iterable[tuple[str, int, str]], characters: int) -> list[str]:
+    """Parts of the training text to train a vocabulary on, chosen with a fixed seed.
 
-    If a part of these has SAMPLE_WORDS already, only that part. A fixed seed chooses. pieces: from
-    `split`; characters: of the whole text.
+    They have about SAMPLE_CHARACTERS (all of a smaller text), or fewer if their different words
+    would be more than SAMPLE_WORDS. pieces: from `split`; characters: of the whole text.
     """
     rng, fraction = random.Random(SPLIT_SEED), SAMPLE_CHARACTERS / characters
     chosen = []

@@ -205,9 +205,8 @@ class TrainedBPETokenizer(BPETokenizer):
         """merged: see common.bpe.train."""
         import tiktoken
 
-        ByteTokenizer.__init__(self, separator)
-        self.merged = list(merged)
-        self.tokens = [*bpe.BYTES, *merged]
+        self.merged, self.separator = list(merged), separator
+        self.tokens = [*bpe.BYTES, *merged]  # without the end-of-text token
         ranks = {token: i for i, token in enumerate(self.tokens)}
         if len(ranks) < len(self.tokens):
             raise ValueError("duplicate token in the vocabulary")
@@ -236,8 +235,6 @@ def trained_size(kind: str) -> int | None:
 
 def from_dict(state: dict) -> Tokenizer:
     """The tokenizer whose to_dict() gave `state`. Raises ValueError if there is none."""
-    if state == {"kind": "bpe"}:  # GPT-2's own, and datasets of the first versions
-        return BPETokenizer()
     match {"separator": None} | state:
         case {
             "kind": "char",
@@ -247,6 +244,8 @@ def from_dict(state: dict) -> Tokenizer:
             return CharTokenizer(characters, separator)
         case {"kind": "byte", "separator": str() | None as separator}:
             return ByteTokenizer(separator)
+        case {"kind": "bpe"} if "separator" not in state:  # GPT-2's own, or of the first versions
+            return BPETokenizer()
         case {"kind": "bpe", "separator": "<|endoftext|>" | None as separator}:
             return BPETokenizer(separator)
         case {
@@ -254,9 +253,8 @@ def from_dict(state: dict) -> Tokenizer:
             "merged": list(merged),
             "separator": "<|endoftext|>" | None as separator,
         } if all(isinstance(token, str) for token in merged):
-            tokenizer = TrainedBPETokenizer(
-                [token.encode("latin-1") for token in merged], separator
-            )
+            tokens = [token.encode("latin-1") for token in merged]
+            tokenizer = TrainedBPETokenizer(tokens, separator)
             if tokenizer.kind == kind:
                 return tokenizer
     raise ValueError(f"not a tokenizer: {str(state)[:80]}")

@@ -407,7 +407,7 @@ def preparation_rates(rounds: int) -> list[dict]:
     text, size = library_text(40_000_000), prepare.JOB_CHARACTERS
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     corpus = Corpus("", lambda: pieces)
-    bpe = BPETokenizer()
+    bpe, bpe4096 = BPETokenizer(), prepare.train_tokenizer(4096, pieces[:10], None)
     chars = prepare.make_tokenizer("char", prepare.survey(corpus).vocabulary)
 
     def write(tokenizer: ByteTokenizer | CharTokenizer | BPETokenizer) -> None:
@@ -418,9 +418,9 @@ def preparation_rates(rounds: int) -> list[dict]:
     def survey_and_write(kind: str) -> None:
         write(prepare.make_tokenizer(kind, prepare.survey(corpus).vocabulary))
 
-    def encode_with_tiktoken() -> None:
+    def encode_with_tiktoken(tokenizer: BPETokenizer) -> None:
         for piece in pieces:
-            bpe._encoding.encode_ordinary(piece)
+            tokenizer._encoding.encode_ordinary(piece)
 
     runs = {
         "char: survey, encode and write": partial(survey_and_write, "char"),
@@ -428,7 +428,9 @@ def preparation_rates(rounds: int) -> list[dict]:
         "char: encode and write": partial(write, chars),
         "byte: encode and write": partial(write, ByteTokenizer()),
         "bpe: encode and write": partial(write, bpe),
-        "tiktoken.encode_ordinary, one thread": encode_with_tiktoken,
+        "bpe4096: encode and write": partial(write, bpe4096),
+        "tiktoken.encode_ordinary, one thread": partial(encode_with_tiktoken, bpe),
+        "the same with bpe4096": partial(encode_with_tiktoken, bpe4096),
     }
     cpu, megabytes = torch.device("cpu"), len(text.encode()) / 1e6
     times = alternate(
@@ -452,7 +454,7 @@ def preparation_commands() -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "data").mkdir()
         Path(folder, "data", "downloads").symlink_to((data_dir() / "downloads").resolve())
-        for kind in ("char", "byte", "bpe"):
+        for kind in ("char", "byte", "bpe", "bpe4096"):
             for size in (30, 100, 300):
                 Path(folder, "text.txt").write_text(library_text(size * 10**6), encoding="utf-8")
                 line = [sys.executable, "-c", watched, f"text_{kind}", "--input", "text.txt"]

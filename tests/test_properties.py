@@ -15,18 +15,20 @@ import torch
 from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import evaluate
 import plot
 import prepare
 import sample
-from common import run_state
+from common import bpe, run_state
 from common.arguments import load_config
 from common.cli import command
 from common.dataset import load_dataset
 from common.metrics import Metrics
-from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, TrainedBPETokenizer
 from config import SETTINGS
+from export import describe_tokenizer
 from train import Run
 
 META = "data/verses_char/meta.json"
@@ -132,6 +134,9 @@ def check_round_trip(tokenizer, text: str) -> None:
     assert "".join(decode([i]) for i in ids) == text
 
 
+BPE_TEXTS = st.text() | st.text("<|endoftext|> \n'é😀") | st.text("ab a\u0301 \n12", max_size=60)
+
+
 @examples(60)
 @given(text=st.text())
 def test_characters_and_bytes_keep_the_whole_text(text):
@@ -147,11 +152,22 @@ def test_bpe_keeps_the_whole_text(monkeypatch):
     tokenizer = BPETokenizer()
 
     @examples(60)
-    @given(text=st.text() | st.text("<|endoftext|> \n'é😀"))
+    @given(text=BPE_TEXTS)
     def check(text):
         check_round_trip(tokenizer, text)
 
     check()
+
+
+@examples(200)
+@given(texts=st.lists(BPE_TEXTS, max_size=4), size=st.integers(0, 50), text=BPE_TEXTS)
+def test_any_trained_bpe_keeps_the_whole_text_and_agrees_with_transformers(texts, size, text):
+    tokenizer = TrainedBPETokenizer(bpe.train(texts * 2, size))
+    check_round_trip(tokenizer, text)
+    theirs = Tokenizer.from_str(json.dumps(describe_tokenizer(tokenizer)))
+    ids = tokenizer.encode(text).tolist()
+    assert theirs.encode(text).ids == ids
+    assert theirs.decode(ids) == text
 
 
 @examples(40)

@@ -3,11 +3,13 @@ from functools import cache
 import numpy as np
 import pytest
 
+from common import bpe
 from common.errors import UserError
 from common.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
+    TrainedBPETokenizer,
     UnknownCharacters,
     difference,
     first_document,
@@ -24,6 +26,7 @@ TEXTS = [
     "nul \0 and \ufeff and \x7f",
     "",
 ]
+KINDS = ["char", "byte", "bpe", "bpe300"]
 
 
 @cache
@@ -33,6 +36,8 @@ def make(kind):
         return CharTokenizer("".join(sorted(set("".join(TEXTS)))))
     if kind == "byte":
         return ByteTokenizer()
+    if kind == "bpe300":
+        return TrainedBPETokenizer(bpe.train(TEXTS * 2, 300 - len(bpe.BYTES) - 1))
     try:
         return BPETokenizer()
     except UserError as error:  # no connection
@@ -40,7 +45,7 @@ def make(kind):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_round_trip(text, kind):
     tokenizer = make(kind)
     ids = tokenizer.encode(text)
@@ -50,7 +55,7 @@ def test_round_trip(text, kind):
     assert "".join(decode([i]) for i in ids.tolist()) == text
 
 
-@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizer_can_be_saved(kind):
     tokenizer = make(kind)
     again = from_dict(tokenizer.to_dict())
@@ -96,24 +101,27 @@ def test_a_text_starts_after_a_separator_or_a_newline(characters, separator, sta
     assert CharTokenizer(characters, separator).start_ids == start_ids
 
 
-@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_documents_are_encoded_with_the_separator_between_them(kind):
     tokenizer = make(kind)
-    if kind != "bpe":
+    if kind in ("char", "byte"):
         tokenizer.separator = "or"
     ids = tokenizer.encode_documents(["To be", "not", "é"])
     assert tokenizer.decode(ids) == tokenizer.separator.join(["To be", "not", "é"])
     assert from_dict(tokenizer.to_dict()).separator == tokenizer.separator
-    tokenizer.separator = None if kind != "bpe" else tokenizer.separator
+    if kind in ("char", "byte"):
+        tokenizer.separator = None
 
 
 @pytest.mark.parametrize("space", [" ", "\n", " \n", "\u00a0"])
-def test_bpe_encodes_a_million_white_space_characters(space):
-    tokenizer = make("bpe")
+@pytest.mark.parametrize("kind", ["bpe", "bpe300"])
+def test_bpe_encodes_a_million_white_space_characters(kind, space):
+    tokenizer = make(kind)
     text = "before the space" + space * 1_000_000 + "after the space"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert ids[:3].tolist() == tokenizer.encode("before the space").tolist()
+    start = tokenizer.encode("before the space").tolist()
+    assert ids[: len(start)].tolist() == start
 
 
 def test_errors_about_many_characters_are_short():
@@ -143,6 +151,14 @@ def test_the_first_document_ends_before_the_separator():
         {"kind": "char"},
         {"kind": "char", "characters": "aa"},
         {"kind": "char", "characters": "ab", "separator": "c"},
+        {"kind": "bpe", "separator": "c"},
+        {"kind": "bpe246", "merged": ["ab"], "separator": "c"},
+        {"kind": "bpe246"},
+        {"kind": "bpe247", "merged": ["ab"]},
+        {"kind": "bpe246", "merged": ["a"]},
+        {"kind": "bpe247", "merged": ["ab", "ab"]},
+        {"kind": "bpe245", "merged": ["Ā"]},
+        {"kind": "bpe245", "merged": [1]},
     ],
 )
 def test_invalid_states_are_refused(state):
@@ -158,8 +174,21 @@ def test_bpe_is_gpt2s():
     assert tokenizer.decode([50256]) == "<|endoftext|>"
 
 
-def test_bpe_reads_its_end_of_text_mark_in_a_text_as_text():
-    assert 50256 not in make("bpe").encode("a <|endoftext|> in a text")
+@pytest.mark.parametrize("kind", ["bpe", "bpe300"])
+def test_without_documents_bpe_starts_a_text_with_a_newline(kind):
+    tokenizer = from_dict(make(kind).to_dict() | {"separator": None})
+    assert tokenizer.decode(tokenizer.start_ids) == "\n"
+    assert tokenizer.decode(tokenizer.encode_documents(["a", "b"])) == "a\n\nb"
+    assert from_dict(tokenizer.to_dict()).separator is None
+    assert from_dict(make(kind).to_dict()).start_ids == [make(kind).vocab_size - 1]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bpe300"])
+def test_bpe_reads_its_end_of_text_mark_in_a_text_as_text(kind):
+    tokenizer = make(kind)
+    ids = tokenizer.encode("a <|endoftext|> in a text")
+    assert tokenizer.vocab_size - 1 not in ids
+    assert tokenizer.decode(ids) == "a <|endoftext|> in a text"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +199,13 @@ def test_bpe_reads_its_end_of_text_mark_in_a_text_as_text():
         (CharTokenizer("ab"), ByteTokenizer(), "char tokens, the dataset byte tokens"),
         (CharTokenizer("abc"), CharTokenizer("bcd"), "for 'd', the dataset has no token for 'a'"),
         (CharTokenizer("ab"), CharTokenizer("ba"), "the same characters have different ids"),
+        (TrainedBPETokenizer([b"ab"]), TrainedBPETokenizer([b"ab"], None), None),
+        (TrainedBPETokenizer([b"ab"]), TrainedBPETokenizer([b"ba"]), "on different texts"),
+        (
+            TrainedBPETokenizer([b"ab"]),
+            TrainedBPETokenizer([]),
+            "bpe245 tokens, the dataset bpe244",
+        ),
     ],
 )
 def test_differences_between_tokenizers_are_said(model, dataset, words):
