@@ -101,8 +101,8 @@ def test_the_table_has_medians_ranges_and_ratios(tmp_path):
     ]
     (tmp_path / "training.json").write_text(json.dumps({"rows": rows}))
     assert bench.results_table(tmp_path).splitlines()[2:] == [
-        "| a | tokens/s | 3 | 20.0 (10.0 to 30.0) | 4.000 (3.000 to 5.000) | 5.0 |",
-        "| b | s | 1 | 2.000 | 8.000 | 4.0 |",
+        "| a | tokens/s | 3 | 20.0 (10.0 to 30.0) | nanoGPT 4.000 (3.000 to 5.000) | 5.0 |",
+        "| b | s | 1 | 2.000 | nanoGPT 8.000 | 4.0 |",
         "| c | MB | 1 | 1,234 |  |  |",
     ]
 
