@@ -257,7 +257,7 @@ def short_text(rows: list[dict]) -> Figure:
     axis.set_ylabel("best validation loss\n(nats per token)")
     factor, fall = sizes[-1] / sizes[0], f"from {losses[0]:.2f} to {losses[-1]:.2f}"
     return title(
-        figure, f"On a short text, {factor:.0f} times the parameters lower the loss {fall}"
+        figure, f"On a short text, {factor:.0f} times the parameters change the loss {fall}"
     )
 
 

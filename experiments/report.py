@@ -312,7 +312,8 @@ def main(argv: list[str]) -> None:
     text = fill(text, values)
     write_bytes(report, text.encode())
     write_bytes(args.results / "tables.md", all_tables(values).encode())
-    print(f"wrote {report}: {len(MARK.findall(text))} measured values")
+    count = sum(name in values for name, _ in MARK.findall(text))
+    print(f"wrote {report}: {count} measured values")
     missing = [PARTS[part][0] for part in PARTS if not (args.results / part).is_dir()]
     if missing:
         print("not measured yet:", *dict.fromkeys(missing), sep="\n  python -m experiments.")

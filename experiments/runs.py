@@ -84,7 +84,10 @@ def add_options(parser: Parser, *, parallel: bool = True) -> None:
     )
     if parallel:
         parser.add_argument(
-            "--parallel", type=count, metavar="N", help="runs at a time (default: one per CPU core)"
+            "--parallel",
+            type=count,
+            metavar="N",
+            help="runs at a time (default: one per CPU core; one on a GPU)",
         )
 
 

@@ -141,6 +141,7 @@ def test_some_studies_are_enough_for_a_report_that_says_what_is_missing(two_stud
         assert f"`python -m experiments.{command}`" in text
         assert output.count(f"  python -m experiments.{command}\n") == 1
     assert "ablate norms" not in output
+    assert "wrote mine/REPORT.md: 2 measured values" in output
 
 
 def test_a_second_report_keeps_the_prose(two_studies):
