@@ -82,6 +82,8 @@ class Study:
     search: bool = True  # search from these rates; False: train at every one with all seeds
     equal_operations: bool = False  # arms with larger models get fewer steps
     timed: bool = False  # compare training times as well
+    evaluations: int = 4  # during a run
+    compare: str = "final"  # which loss of a run: after the last step, or "best"
 
     @property
     def first(self) -> str:
@@ -91,7 +93,7 @@ class Study:
     def unit(self) -> str:
         """The loss to compare, by its name in a result; nats of different tokens don't compare."""
         by_dataset = any("dataset" in settings for settings in self.arms.values())
-        return "bits_per_byte" if by_dataset else "final"
+        return "bits_per_byte" if by_dataset else self.compare
 
 
 def shape(layers: int, width: float) -> dict:
@@ -217,6 +219,28 @@ STUDIES = {
         rates=(),
         search=False,
     ),
+    "long": Study(
+        "Which effects last when the text is read many times?",
+        {
+            "as shipped": {},
+            "LayerNorm": {"norm_type": "layernorm"},
+            "post-norm": {"norm_position": "post"},
+            "learned positions": {"pos_type": "learned"},
+            "GELU": {"mlp_type": "gelu"},
+            "AdamW, 2e-3": ADAMW | {"learning_rate": 2e-3},
+            "AdamW, 4e-3": ADAMW,
+            "no QK-norm": {"qk_norm": False},
+            "no short convolution": {"conv_width": 1},
+            "weight decay 0.1": {"weight_decay": 0.1},
+            "dropout 0.1": {"dropout": 0.1},
+        },
+        seeds=3,
+        config="configs/shakespeare_small.py",
+        rates=(),
+        search=False,
+        evaluations=6,  # one per epoch
+        compare="best",
+    ),
 }
 
 # -------------------------------------------------------------------------------------------------
@@ -246,7 +270,8 @@ def arm_config(study: Study, base: Config, arm: str) -> Config:
         length *= operations / operations_per_step(config)
     steps = max(1, round(length * base.max_steps))
     warmup = round(length * config.warmup_steps)
-    return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=max(1, steps // 4))
+    interval = max(1, steps // study.evaluations)
+    return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=interval)
 
 
 def operations_per_step(config: Config) -> float:
@@ -379,6 +404,27 @@ def comparison_table(study: Study, rows: list[dict]) -> str:
             seconds = [row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs]
             line["training [s]"] = f"{statistics.median(seconds):.1f}"
         lines.append(line)
+    return markdown(lines)
+
+
+def early_and_late_table(study: Study, rows: list[dict]) -> str:
+    """Each arm's difference from the first one at the first evaluation and in the end."""
+    early, lines = [row | {study.unit: row["val_losses"][:2][-1]} for row in rows], []
+    for arm in arms_of(study, rows)[1:]:
+        pairs = difference(study, early, arm), difference(study, rows, arm)
+        if None not in pairs:
+            (before, _), (after, _) = pairs
+            match [counts(*pair) for pair in pairs]:
+                case [True, True]:
+                    verdict = "stays" if before * after > 0 else "turns round"
+                case [True, False]:
+                    verdict = "vanishes"
+                case [False, True]:
+                    verdict = "appears"
+                case _:
+                    verdict = ""
+            first, last = (plus_minus(*pair) for pair in pairs)
+            lines.append({"change": arm, "early": first, "in the end": last, "the effect": verdict})
     return markdown(lines)
 
 

@@ -175,7 +175,10 @@ def scaling_values(folder: Path) -> Values:
 def study_values(name: str, folder: Path) -> Values:
     """A study's table, each arm's difference from the first, and mean losses at each rate."""
     study, rows = ablate.STUDIES[name], read_rows(folder / "runs.jsonl")
-    values = {"tables": ablate.tables(study, rows)}
+    values = {
+        "tables": ablate.tables(study, rows),
+        "early and late": ablate.early_and_late_table(study, rows),
+    }
     for arm in ablate.arms_of(study, rows):
         if pair := ablate.difference(study, rows, arm):
             values[arm] = plus_minus(*pair)

@@ -121,6 +121,17 @@ def test_the_recipe_changes_one_thing_at_equal_tokens(monkeypatch):
     assert {config.max_steps * config.tokens_per_step for config in configs} == {500 * 2048}
 
 
+def test_the_study_long_trains_shakespeare_small_at_full_length(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = STUDIES["long"]
+    base = ablate.base_config(study, torch.device("cpu"))
+    configs = [ablate.arm_config(study, base, arm) for arm in study.arms]
+    assert {config.max_steps for config in configs} == {base.max_steps}
+    assert len({replace(config) for config in configs}) == len(study.arms)  # all differ
+    epoch = 1_003_854 / base.tokens_per_step  # of Shakespeare's training text
+    assert configs[0].eval_interval == pytest.approx(epoch, rel=0.02)
+
+
 def synthetic_rows(study: Study, higher: str) -> list[dict]:
     """Three seeds of each arm, of which `higher` has a loss that is 0.1 x seed higher."""
     rows = []
@@ -139,6 +150,22 @@ def test_differences_are_paired_by_seed():
     assert line in ablate.tables(study, rows).splitlines()
     timed = ablate.comparison_table(replace(study, timed=True), rows)
     assert "| swiglu | 0.001 | 2 | 0 | 1.500 ± 0.707 |  | 30.0 |" in timed
+
+
+@pytest.mark.parametrize(
+    "early, late, verdict",
+    [(0.1, 0.1, "stays"), (0.1, -0.1, "turns round"), (0.1, 0.0, "vanishes"), (0, 0.1, "appears")],
+)
+def test_early_and_late_differences_are_compared(early, late, verdict):
+    study = STUDIES["long"]
+    rows = synthetic_rows(study, "GELU")
+    for row in rows:
+        higher = row["arm"] == "GELU"
+        row |= {"best": 1.0 + higher * late, "val_losses": [4.0, 2.0 + higher * early, 1.0]}
+    table = ablate.early_and_late_table(study, rows)
+    line = next(line for line in table.splitlines() if line.startswith("| GELU"))
+    assert line.endswith(f"| {verdict} |")
+    assert line.startswith(f"| GELU | {early:+.3f} ± 0.000 |")
 
 
 def test_an_arm_that_diverged_has_no_mean():
