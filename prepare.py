@@ -210,7 +210,7 @@ def make_tokenizer(kind: str, characters: str, separator: str | None = None) -> 
 
 
 def train_tokenizer(size: int, texts: list[str], separator: str | None) -> TrainedBPETokenizer:
-    """A tokenizer with `size` tokens of these texts. Raises UserError if they don't have so many.
+    """A tokenizer of `size` tokens, trained on these texts. Raises UserError if they yield fewer.
 
     separator: None if there are no documents to separate.
     """

@@ -18,10 +18,10 @@ def byte_symbols() -> list[str]:
 
 
 def train(texts: Sequence[str], n_tokens: int) -> list[bytes]:
-    """The tokens that are merged of shorter ones, in the order in which they are merged.
+    """The tokens that are made by merging two shorter ones, in the order of the merges.
 
-    There are n_tokens of them, or fewer if no two tokens are twice next to each other any more.
-    Equal texts give equal tokens.
+    There are n_tokens of them, or fewer once no pair of neighbouring tokens occurs twice. Equal
+    texts give equal tokens.
     """
     import tokenizers  # here, because few commands train a vocabulary
 

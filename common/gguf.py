@@ -67,8 +67,8 @@ def write(
 def add_tokenizer(writer, types, tokenizer: Tokenizer, merges: dict) -> None:
     """Adds the tokenizer: a BPE as "gpt2", characters and bytes as "rwkv".
 
-    "rwkv" takes the longest token that the text begins with. Of llama.cpp's tokenizers it is the
-    only one without an end-of-text token of its own, which here would be an ordinary character.
+    "rwkv" always takes the longest token that matches. llama.cpp's other tokenizers reserve an id
+    for the end of the text, and here that id belongs to an ordinary character.
     """
     end_id = find_end_id(tokenizer)
     if isinstance(tokenizer, BPETokenizer):

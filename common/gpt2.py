@@ -70,6 +70,7 @@ GPT2_ARCHITECTURE = {  # the same in our settings
 }
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # by OpenAI, on the Hugging Face hub
 VOCAB_SIZE = 50257
+INSTALL = {"gguf": "gguf", "llama_cpp": "llama-cpp-python"}  # names of modules and packages
 
 
 def optional_package(name: str) -> ModuleType:
@@ -78,8 +79,7 @@ def optional_package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         package = name.split(".")[0]
-        install = {"gguf": "gguf", "llama_cpp": "llama-cpp-python"}
-        install = install.get(package, "transformers safetensors tokenizers")
+        install = INSTALL.get(package, "transformers safetensors tokenizers")
         raise UserError(f"{package} is not installed: pip install {install}") from None
 
 

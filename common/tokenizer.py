@@ -146,7 +146,7 @@ class BPETokenizer(ByteTokenizer):
 
     Its files are downloaded once, to data/downloads/gpt2_bpe. Raises UserError if that fails.
 
-    separator: END_OF_TEXT, a token of its own, or None if the training data is one text.
+    separator: END_OF_TEXT, which is a single token, or None if the training data is one document.
     """
 
     kind = "bpe"

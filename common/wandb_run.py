@@ -36,8 +36,8 @@ def harmless(method):
 class WandbRun:
     """A run in Weights & Biases, if wandb_mode or the variables of the environment ask for one.
 
-    Offline, each part of a resumed run is a run of its own, in a group: `wandb sync` of a second
-    run with the same id would replace the first.
+    Offline, each part of a resumed run gets its own id, and a group ties the parts together. If two
+    parts shared an id, `wandb sync` of the second would replace the first.
     """
 
     def __init__(self, config: Config, run_id: str):
@@ -95,7 +95,7 @@ def mode_of_environment() -> str:
 
 
 def start(config: Config, run_id: str, mode: str, folder: Path):
-    # in a home folder that can't be written, its service would log to the terminal
+    # if the home folder is read-only, its service would log to the terminal
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute() / "cache"))
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "data"))
     import wandb

@@ -36,7 +36,7 @@ def memorization(model: GPT, dataset: Dataset, dtype: torch.dtype) -> dict:
     model.eval()
     ids = model.generate(start, LENGTH, temperature=0.8, generator=generator)[:, start.size(1) :]
     samples = [longest_overlap(decode(sample.tolist()), source) for sample in ids]
-    starts = np.linspace(0, len(dataset.val) - LENGTH, SAMPLES, dtype=int)
+    starts = np.linspace(0, max(0, len(dataset.val) - LENGTH), SAMPLES, dtype=int)
     passages = [decode(dataset.val[i : i + LENGTH].tolist()) for i in starts]
     overlaps = [len(longest_overlap(passage, source)) for passage in passages]
     return {

@@ -2,9 +2,9 @@
 
 python -m experiments.report --results DIR    after experiments.ablate, .scaling or .questions
 
-If there is no report yet, it begins with the outline in experiments/outline.md. In a report, a
-measured value is between two comments, <!--name--> and <!---->. Only these values are replaced;
-everything else is prose to be edited by hand.
+If there is no report yet, it starts from the outline in experiments/outline.md. Each measured value
+in a report stands between two comments, <!--name--> and <!---->. Only these values are replaced;
+the rest is prose to edit by hand.
 """
 
 import difflib
@@ -269,8 +269,8 @@ def all_tables(values: Values) -> str:
 def fill(text: str, values: dict[str, str]) -> str:
     """The text with new values between its marks. Raises UserError if a name is unknown.
 
-    Values of a part that was not measured say how to measure it. A value whose mark begins a line
-    gets lines of its own: Markdown takes what follows a comment there for HTML.
+    Values of a part that was not measured say how to measure it. If a mark starts a line, its value
+    goes on separate lines, because Markdown treats the rest of such a line as HTML.
     """
     measured = {name.split(": ")[0] for name in values}
 

@@ -37,7 +37,7 @@ from evaluate import mean_loss
 from train import train
 
 Key = TypeVar("Key", bound=Hashable)
-RESULTS = Path("out/results")  # those of the project itself are in experiments/results
+RESULTS = Path("out/results")  # the project's own are in experiments/results
 PROGRESS = "{n_fmt} of {total_fmt} runs done, {remaining} left |{bar}|"
 # Settings of all short runs. Not compiled: many small models would compile for longer than that
 # saves.
@@ -201,7 +201,7 @@ class Trainer:
                     for future in done:
                         future.result()
                         self.bar.update()
-                    # no more than can run: what waits in the pool would run after Ctrl-C too
+                    # no more than can run: those waiting in the pool would start after Ctrl-C
                     running |= {pool.submit(work, config) for config in islice(waiting, len(done))}
             except BaseException:
                 stop.set()
@@ -209,14 +209,14 @@ class Trainer:
 
 
 def start_worker(threads: int, event) -> None:
-    """In a new process: event says that no further run shall start."""
+    """Sets up a worker process. Once `event` is set, it starts no further run."""
     global stop
     stop = event
     torch.set_num_threads(threads)
 
 
 def work(config: Config) -> None:
-    """run_one in a worker. Ctrl-C can end it, but not a worker that waits, with a traceback."""
+    """Calls run_one in a worker process. Ctrl-C ends the run; an idle worker ignores it."""
     if stop.is_set():
         raise KeyboardInterrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
