@@ -21,9 +21,7 @@ SPLIT_SEED = 1337  # decides which documents are for validation
 TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indices of SPLITS
 SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
 SAMPLE_WORDS = 3_000_000  # bytes of distinct words in them: training needs 130 times as much memory
-WORD = re.compile(
-    r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+"
-)  # much like common.bpe.PATTERN
+WORD = re.compile(r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+")  # much like common.bpe.PATTERN
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 CHANGED = "the text has changed while it was being read: try again"
 PLAIN = {  # what --replace_unknown writes for typographic characters
