@@ -101,6 +101,13 @@ def shape(layers: int, width: float) -> dict:
     return {"n_layers": layers, "d_model": Times(width), "n_heads": Times(width)}
 
 
+def vocabulary(tokenizer: str, batch_size: int = 16) -> dict:
+    """Settings for Python code with a tokenizer. A step of a larger vocabulary takes fewer
+    sequences, so that all arms have about as many steps."""
+    settings = {"conv_width": 1, "weight_decay": 0.1, "eval_tokens": 20_000}
+    return settings | {"dataset": f"python_{tokenizer}", "batch_size": batch_size}
+
+
 SHORT = {"max_steps": Times(1 / 2)}
 POST = SHORT | {"norm_position": "post"}
 ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3}
@@ -163,13 +170,20 @@ STUDIES = {
         timed=True,
     ),
     "tokenizer": Study(
-        "Characters, bytes or BPE, at equal operations?",
+        "Which vocabulary suits a small model, at equal operations?",
         {
-            "byte": {"dataset": "python_byte"},
-            "char": {"dataset": "python_char"},
-            "bpe": {"dataset": "python_bpe", "d_model": Times(1 / 2), "batch_size": Times(1 / 4)},
+            "byte": vocabulary("byte"),
+            "char": vocabulary("char"),
+            "bpe1024": vocabulary("bpe1024"),
+            "bpe4096": vocabulary("bpe4096", batch_size=12),
+            "bpe16384": vocabulary("bpe16384", batch_size=6),
+            "GPT-2's bpe": vocabulary("bpe", batch_size=3),
         },
         seeds=3,
+        config="configs/shakespeare_small.py",
+        steps=800,
+        rates=(),
+        search=False,
         equal_operations=True,
     ),
     "optimizer": Study(
@@ -425,6 +439,28 @@ def early_and_late_table(study: Study, rows: list[dict]) -> str:
                     verdict = ""
             first, last = (plus_minus(*pair) for pair in pairs)
             lines.append({"change": arm, "early": first, "in the end": last, "the effect": verdict})
+    return markdown(lines)
+
+
+def vocabulary_table(study: Study, rows: list[dict]) -> str:
+    """What each arm's vocabulary costs and gives; the context is that of the model, in bytes."""
+    lines = []
+    for arm in arms_of(study, rows):
+        runs = best_runs(study, rows, arm)
+        tokens, size = runs[0]["tokens"], runs[0]["bytes_per_token"]
+        times = [row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs]
+        pair = difference(study, rows, arm)
+        line = {
+            "tokenizer": arm,
+            "parameters": f"{runs[0]['parameters']:,}",
+            "bytes per token": f"{size:.2f}",
+            "context [bytes]": f"{runs[0]['block_size'] * size:.0f}",
+            "bytes read": f"{tokens * size / 1e6:.1f}M",
+            "tokens/s": f"{tokens / statistics.median(times):,.0f}",
+            "bits per byte": f"{statistics.mean(row['bits_per_byte'] for row in runs):.3f}",
+            "difference": plus_minus(*pair) if pair else "",
+        }
+        lines.append(line)
     return markdown(lines)
 
 

@@ -3,8 +3,8 @@
 python -m experiments.questions out/capstone_best.pt out/python_byte_best.pt     7 minutes, 2 cores
 
 Looks into the first checkpoint, and keeps config, metrics, samples and results of all of them in
-<results>/trained/. Then trains small models with one part changed. The measurements go to
-<results>/questions/measured.json.
+<results>/trained/, before those of earlier calls. Then trains small models with one part changed.
+The measurements go to <results>/questions/measured.json.
 """
 
 import json
@@ -25,15 +25,15 @@ import model as model_module
 from common import checkpoint
 from common.checkpoint import Checkpoint
 from common.cli import Parser, command
-from common.dataset import is_prepared, load_dataset, windows
+from common.dataset import load_dataset, windows
 from common.device import pick_dtype
 from common.errors import UserError
 from common.metrics import read_metrics
 from config import Config
 from evaluate import mean_loss
-from experiments.ablate import CPU, STUDIES
+from experiments.ablate import CPU
 from experiments.memorize import memorization
-from experiments.runs import add_options, machine, markdown
+from experiments.runs import add_options, machine, markdown, read_json
 from model import GPT, count_parameters, next_token_loss
 from prepare import prepare_missing
 from train import Run
@@ -287,18 +287,9 @@ def report_tables(measured: dict) -> dict[str, str]:
         }
         for layer, row in enumerate(inside["stream"])
     ]
-    tokens = [
-        {
-            "tokenizer": row["tokenizer"],
-            "vocabulary": f"{row['vocabulary']:,}",
-            "bytes per token": f"{row['bytes'] / row['tokens']:.2f}",
-        }
-        for row in measured["tokenizers"]
-    ]
     return {
         "stream table": markdown(stream),
         "context table": context_table(inside["positions"]),
-        "tokens table": markdown(tokens),
     }
 
 
@@ -346,17 +337,6 @@ def metrics_path(path: str, saved: Checkpoint) -> Path:
     return Path(path).with_name(f"{saved.config['run_name']}_metrics.jsonl")
 
 
-def count_tokens() -> list[dict]:
-    """Tokens and bytes of one text with each tokenizer of the study "tokenizer"."""
-    rows = []
-    for arm, settings in STUDIES["tokenizer"].arms.items():
-        if is_prepared(settings["dataset"]):
-            dataset = load_dataset(settings["dataset"])
-            vocabulary = dataset.tokenizer.vocab_size
-            rows.append({"tokenizer": arm, "vocabulary": vocabulary, **dataset.meta["val"]})
-    return rows
-
-
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.questions", description=__doc__.splitlines()[0])
@@ -380,7 +360,11 @@ def main(argv: list[str]) -> None:
     for path, state in saved.items():
         metrics = metrics_path(path, state)
         (folder / metrics.name).write_bytes(metrics.read_bytes())
-    (folder / "runs.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    path = folder / "runs.json"
+    names = [run["config"]["run_name"] for run in runs]
+    earlier = read_json(path) if path.exists() else []
+    runs += [run for run in earlier if run["config"]["run_name"] not in names]
+    path.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
     # measure
     prepare_missing(base.dataset)
@@ -390,7 +374,6 @@ def main(argv: list[str]) -> None:
         "machine": machine(DEVICE),
         "checkpoint": look_into(model, load_dataset(first.config["dataset"]).val),
         "scores": scores_by_width(),
-        "tokenizers": count_tokens(),
         "norm_times": norm_times(base),
     }
     short_runs, seeds = (

@@ -179,6 +179,8 @@ def study_values(name: str, folder: Path) -> Values:
         "tables": ablate.tables(study, rows),
         "early and late": ablate.early_and_late_table(study, rows),
     }
+    if study.unit == "bits_per_byte":
+        values["vocabularies"] = ablate.vocabulary_table(study, rows)
     for arm in ablate.arms_of(study, rows):
         if pair := ablate.difference(study, rows, arm):
             values[arm] = plus_minus(*pair)

@@ -34,6 +34,7 @@ from common.files import write_bytes
 from common.metrics import Diverged, read_metrics, summarize
 from config import Config
 from evaluate import mean_loss
+from model import count_parameters
 from train import train
 
 Key = TypeVar("Key", bound=Hashable)
@@ -135,6 +136,10 @@ def run_one(config: Config) -> dict:
     result = {
         "seed": config.seed,
         "steps": config.max_steps,
+        "tokens": config.max_steps * config.tokens_per_step,
+        "block_size": config.block_size,
+        "parameters": count_parameters(replace(config, vocab_size=dataset.tokenizer.vocab_size)),
+        "bytes_per_token": dataset.meta["val"]["bytes"] / dataset.meta["val"]["tokens"],
         "final": final,
         "best": best,
         "bits_per_byte": None if final is None else dataset.bits_per_byte(final),

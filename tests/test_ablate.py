@@ -34,6 +34,24 @@ def test_a_study_writes_its_runs_and_prints_its_tables(dataset, tiny, monkeypatc
     assert ablate.tables(study, rows) in output
 
 
+def test_the_table_of_vocabularies_counts_bytes_and_tokens_per_second():
+    study = Study("Which?", {"byte": {"dataset": "a_byte"}, "bpe512": {"dataset": "a_bpe512"}})
+    row = {"learning_rate": 1e-3, "diverged": None, "steps": 100, "tokens": 50_000}
+    row |= {"block_size": 64, "parameters": 7000, "bytes_per_token": 1.0}
+    rows = [
+        row | {"arm": arm, "seed": seed, "bits_per_byte": bits, **differs}
+        for arm, bits, differs in (
+            ("byte", 2.0, {"milliseconds_per_step": 5.0}),
+            ("bpe512", 1.5, {"milliseconds_per_step": 10.0, "bytes_per_token": 2.5}),
+        )
+        for seed in (1, 2)
+    ]
+    lines = ablate.vocabulary_table(study, rows).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[2] == ["byte", "7,000", "1.00", "64", "0.1M", "100,000", "2.000", ""]
+    assert cells[3][2:] == ["2.50", "160", "0.1M", "50,000", "1.500", "−0.500 ± 0.000"]
+
+
 def test_a_search_ends_at_each_arms_best_rate(dataset, tiny):
     best = {"slow": 5e-4, "fast": 3.2e-2}
     study = Study("Which?", {"slow": {"dropout": 0.1}, "fast": {}})

@@ -1,3 +1,4 @@
+import json
 import math
 import re
 import shutil
@@ -27,6 +28,9 @@ def results(dataset, tiny, monkeypatch):
     monkeypatch.setattr(questions, "FEW_WINDOWS", 8)
     monkeypatch.setattr(memorize, "LENGTH", 50)
     train(tiny(max_steps=60, sample_interval=30, eval_interval=60))
+    Path("results/trained").mkdir(parents=True)
+    earlier = [{"config": {"run_name": name}, "step": 1} for name in ("tiny", "other")]
+    Path("results/trained/runs.json").write_text(json.dumps(earlier))
     assert questions.main(["out/tiny_best.pt", "--seeds=2", "--results=results"]) == 0
     return Path("results")
 
@@ -57,8 +61,11 @@ def test_questions_measures_a_checkpoint_and_short_runs(results):
     assert after["loss"] < before["loss"]
     for row in measured["weight_decay"]:
         assert row["with"] < row["without"]
-    run = read_json(results / "trained" / "runs.json")[0]
+    path = results / "trained" / "runs.json"
+    run, other = read_json(path)  # the new run replaces the one of its name and comes first
     assert (run["config"]["run_name"], run["step"]) == ("tiny", 60)
+    assert other == {"config": {"run_name": "other"}, "step": 1}
+    path.write_text(json.dumps([run]))
     assert run["loss"] < 1.5
 
     assert run["memorized"]["val_loss"] == run["loss"]
