@@ -101,7 +101,7 @@ def forest(studies: dict[str, tuple[Study, list[dict]]]) -> Figure:
     for axis, column in zip(panels, columns):
         draw_differences(axis, column)
         axis.set_ylim(height - 1.5, -0.7)
-        axis.margins(x=0.15)  # room for the numbers
+        axis.margins(x=0.2)  # room for the numbers
     figure.supxlabel(
         "difference in loss (nats per token) over pairs of runs with equal seeds, and its 95%"
         f" interval\nblue: better, orange: worse, gray: below {ablate.THRESHOLD:g}, or the interval"
