@@ -102,8 +102,11 @@ def shape(layers: int, width: float) -> dict:
 
 
 def vocabulary(tokenizer: str, batch_size: int = 16) -> dict:
-    """Settings for Python code with a tokenizer. A step of a larger vocabulary takes fewer
-    sequences, so that all arms have about as many steps."""
+    """Settings for Python code in this tokenizer, for the default architecture.
+
+    Larger vocabularies need smaller batches, so that all arms take about as many steps for equal
+    operations.
+    """
     settings = {"conv_width": 1, "weight_decay": 0.1, "eval_tokens": 20_000}
     return settings | {"dataset": f"python_{tokenizer}", "batch_size": batch_size}
 
@@ -443,7 +446,7 @@ def early_and_late_table(study: Study, rows: list[dict]) -> str:
 
 
 def vocabulary_table(study: Study, rows: list[dict]) -> str:
-    """What each arm's vocabulary costs and gives; the context is that of the model, in bytes."""
+    """The size, speed and bits per byte of each arm, with its context and its text in bytes."""
     lines = []
     for arm in arms_of(study, rows):
         runs = best_runs(study, rows, arm)

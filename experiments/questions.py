@@ -2,8 +2,8 @@
 
 python -m experiments.questions out/capstone_best.pt out/python_byte_best.pt     7 minutes, 2 cores
 
-Looks into the first checkpoint, and keeps config, metrics, samples and results of all of them in
-<results>/trained/, before those of earlier calls. Then trains small models with one part changed.
+Looks into the first checkpoint, and saves the config, metrics, samples and results of all of them
+in <results>/trained/, ahead of those already there. Then trains small models with one part changed.
 The measurements go to <results>/questions/measured.json.
 """
 

@@ -2,9 +2,9 @@
 
 python -m experiments.report --results DIR    after experiments.ablate, .scaling or .questions
 
-If there is no report yet, it starts from the outline in experiments/outline.md. Each measured value
-in a report stands between two comments, <!--name--> and <!---->. Only these values are replaced;
-the rest is prose to edit by hand.
+The first run creates the report from experiments/outline.md. Each measured value is enclosed in a
+pair of comments, <!--name--> and <!---->. Later runs update only these values, so you can edit the
+rest by hand.
 """
 
 import difflib
@@ -237,6 +237,9 @@ def all_values(results: Path) -> Values:
         except FileNotFoundError as error:
             message = f"there is no {error.filename}: run python -m experiments.{program}"
             raise UserError(message) from None
+        except KeyError as error:
+            message = f"{results / part} is from an older version and has no {error}"
+            raise UserError(f"{message}: run python -m experiments.{program}") from None
         values |= {f"{part}: {name}": value for name, value in of_part.items()}
     if ablate.STUDIES.keys() & found:
         values |= {f"studies: {name}": value for name, value in all_studies(results).items()}

@@ -181,6 +181,16 @@ def test_a_file_that_is_missing_is_named(two_studies, capsys):
     assert "runs.jsonl: run python -m experiments.scaling" in error_line(capsys)
 
 
+def test_results_of_an_older_version_are_named(two_studies, capsys):
+    path = two_studies / "norms" / "runs.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({"arm": row["arm"]}) + "\n" for row in rows))
+    assert report.main(["--results=mine"]) == 1
+    error = error_line(capsys)
+    assert "mine/norms is from an older version" in error
+    assert "run python -m experiments.ablate norms" in error
+
+
 @pytest.fixture(scope="module")
 def values():
     """Those of the committed results; figures by their place."""
