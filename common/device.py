@@ -77,7 +77,7 @@ def pick_compile(setting: bool | str, device: torch.device, flops: float) -> tup
     """
     if setting is False:
         return False, "as set"
-    short = device.type == "mps" or device.type == "cpu" and flops < 1e14
+    short = device.type == "mps" or device.type == "cpu" and flops < 3e13
     if setting == "auto" and short:
         return False, "auto: takes longer to compile than it saves here"
     try:

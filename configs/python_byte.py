@@ -13,15 +13,10 @@ dataset = "python_byte"
 # without a GPU these settings override those below: change them here
 on_cpu = dict(
     n_layers=4, n_heads=4, d_model=128, block_size=128,
-    dropout=0.0,             # a tenth of an epoch: nothing is read twice
-    batch_size=16,
-    optimizer="muon",
-    learning_rate=6e-3,
-    min_lr=0,
-    warmup_steps=50,
+    dropout=0.0, weight_decay=0.1,  # a tenth of an epoch: nothing is read twice
     max_steps=550,
     eval_interval=110,
-    eval_tokens=20_000,      # of about a million; the final evaluation uses all
+    eval_tokens=20_000,  # of about a million; the final evaluation uses all
     sample_interval=275,
 )
 
@@ -29,10 +24,13 @@ n_layers = 6
 n_heads = 6
 d_model = 384
 block_size = 256
-dropout = 0.1  # 7 epochs: a little is enough
+dropout = 0.1
 
-batch_size = 64
-learning_rate = 1e-3
-warmup_steps = 100
-max_steps = 5000
-eval_interval = 250
+batch_size = 16
+optimizer = "muon"
+learning_rate = 6e-3
+min_lr = 0
+warmup_steps = 50
+weight_decay = 1.0
+max_steps = 16_000  # 6 epochs
+eval_interval = 1600

@@ -1,0 +1,33 @@
+# python train.py configs/robotics_bpe4096.py
+#
+# Titles and abstracts of robotics papers, with 4,096 tokens that are trained on them. A model of
+# 10,425,088 parameters, 1,572,864 of them in the embedding.
+# The first run downloads 5,000 abstracts from arXiv, page by page.
+
+run_name = "robotics_bpe4096"
+dataset = "robotics_bpe4096"
+
+# without a GPU these settings override those below: change them here
+on_cpu = dict(
+    n_layers=4, n_heads=4, d_model=128, block_size=128,  # 1.3M parameters
+    dropout=0.0, weight_decay=0.1,  # less than one epoch: nothing is read twice
+    max_steps=600,
+    eval_interval=150,
+    eval_tokens=20_000,  # only the final evaluation uses the whole validation split
+    sample_interval=300,
+)
+
+n_layers = 5
+n_heads = 6
+d_model = 384
+block_size = 256  # an abstract is about 280 tokens
+dropout = 0.1
+
+batch_size = 16
+optimizer = "muon"
+learning_rate = 6e-3
+min_lr = 0
+warmup_steps = 50
+weight_decay = 1.0
+max_steps = 3500  # 6 epochs of 8,000 abstracts
+eval_interval = 350

@@ -1,0 +1,34 @@
+# python train.py configs/wikipedia_bpe4096.py
+#
+# enwik8, 90 MB of English Wikipedia with its markup, with 4,096 tokens that are trained on it. A
+# model of 10,425,088 parameters, 1,572,864 of them in the embedding. The split is the standard one,
+# so its bits per byte can be compared with published ones (those on the 5 MB of validation text,
+# not on the test text).
+# The first run downloads 36 MB.
+
+run_name = "wikipedia_bpe4096"
+dataset = "wikipedia_bpe4096"
+
+# without a GPU these settings override those below: change them here
+on_cpu = dict(
+    n_layers=4, n_heads=4, d_model=128, block_size=128,  # 1.3M parameters
+    max_steps=600,
+    eval_interval=150,
+    eval_tokens=20_000,  # only the final evaluation uses the whole validation split
+    sample_interval=300,
+)
+
+n_layers = 5
+n_heads = 6
+d_model = 384
+block_size = 256
+dropout = 0.0  # 30 million tokens, read twice: too few to overfit
+
+batch_size = 16
+optimizer = "muon"
+learning_rate = 6e-3
+min_lr = 0
+warmup_steps = 50
+max_steps = 15_000
+eval_interval = 1500
+eval_tokens = 500_000  # of about 1.7 million; the final evaluation uses all
