@@ -3,6 +3,10 @@
 # Titles and abstracts of robotics papers, with 4,096 tokens that are trained on them. A model of
 # 10,425,088 parameters, 1,572,864 of them in the embedding.
 # The first run downloads 5,000 abstracts from arXiv, page by page.
+# Loss of this model: not measured yet. Without a GPU, on 8,854 papers, mostly of 2025, from a file
+# (python prepare.py robotics_bpe4096 --input robotics.jsonl --field title abstract), the on_cpu block
+# trains 1.3M parameters: validation loss 4.100, 1.28 bits per byte, in 87 seconds on 2 cores of an
+# Intel Xeon with bfloat16 (one run; with GPT-2's tokens it was 1.45).
 
 run_name = "robotics_bpe4096"
 dataset = "robotics_bpe4096"

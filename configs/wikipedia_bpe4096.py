@@ -5,6 +5,10 @@
 # so its bits per byte can be compared with published ones (those on the 5 MB of validation text,
 # not on the test text).
 # The first run downloads 36 MB.
+# Loss on all of enwik8: not measured yet. On the 487 articles of its first 4.15 MB
+# (python prepare.py wikipedia_bpe4096 --limit 4154399), without a GPU, the on_cpu block trains 1.3M
+# parameters: validation loss 4.001, 2.03 bits per byte, in 87 seconds on 2 cores of an Intel Xeon with
+# bfloat16 (one run; with bytes it was 2.35).
 
 run_name = "wikipedia_bpe4096"
 dataset = "wikipedia_bpe4096"

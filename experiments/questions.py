@@ -315,8 +315,8 @@ def describe(path: str, saved: Checkpoint) -> dict:
         raise UserError(f"data/{dataset.name} is not the text that {path} was trained on")
     model, _ = saved.build(DEVICE)
     dtype, _ = pick_dtype(config.dtype, DEVICE)
-    memorized = memorization(model, dataset, dtype)
-    loss = memorized["val_loss"]
+    loss = mean_loss(model, dataset.val, dtype)
+    reread = saved.step * config.tokens_per_step > len(dataset.train)  # else nothing is memorized
     return {
         "machine": machine(DEVICE),
         "config": saved.config,
@@ -325,7 +325,7 @@ def describe(path: str, saved: Checkpoint) -> dict:
         "seconds": read_metrics(metrics_path(path, saved))[-1]["seconds"],
         "loss": loss,
         "bits_per_byte": dataset.bits_per_byte(loss),
-        "memorized": memorized,
+        "memorized": memorization(model, dataset, dtype) if reread else None,
         "source": dataset.meta["source"],
         "train": dataset.meta["train"],
         "val": dataset.meta["val"],

@@ -22,9 +22,16 @@ def test_a_dtype_is_used_as_set():
 @pytest.mark.parametrize("fast, dtype", [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_uses_bfloat16_on_a_cpu_that_is_fast_at_it(monkeypatch, fast, dtype):
     monkeypatch.setattr(device, "has_bfloat16", Mock(return_value=fast))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert pick_dtype("auto", CPU)[0] == dtype
     assert pick_weights_dtype(CPU, sequences=10) == dtype
     assert pick_weights_dtype(CPU, sequences=1) == torch.bfloat16
+
+
+def test_a_cpu_with_amx_generates_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert pick_weights_dtype(CPU, sequences=1) == torch.float32
+    assert pick_weights_dtype(CPU, sequences=10) == torch.float32
 
 
 # compilation
