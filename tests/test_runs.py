@@ -65,7 +65,7 @@ def test_one_progress_line_counts_the_runs_of_all_calls(configs):
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["they start", "they train"])
 def test_ctrl_c_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, when):
-    settings = TINY | {"max_steps": 10**6}
+    settings = TINY | {"max_steps": 10**6, "compile": False}
     Path("endless.py").write_text(ENDLESS.format(root=str(ROOT), settings=settings))
     process = start_python("endless.py", start_new_session=True)
     saved = [Path(f"out/{i}/tiny_last.pt") for i in range(3)]
