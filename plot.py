@@ -108,7 +108,8 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
         text.set_parse_math(False)  # a run's name may contain dollar signs
     if len(runs) == 1:
         text = sentence(name, rows)
-        title = figure.suptitle(text, x=0.1, ha="left", fontsize=11, fontweight="bold")
+        size = min(11, 880 / max(1, len(text)))  # a long name must fit too
+        title = figure.suptitle(text, x=0.1, ha="left", fontsize=size, fontweight="bold")
         title.set_parse_math(False)
     return figure
 
