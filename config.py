@@ -81,7 +81,7 @@ class Config(GPTConfig):
             found.append(
                 f"min_lr ({self.min_lr}) must not be above learning_rate ({self.learning_rate})"
             )
-        if self.warmup_steps > self.max_steps:
+        if 1 <= self.max_steps < self.warmup_steps:
             found.append(
                 f"warmup_steps ({self.warmup_steps}) must not be above max_steps ({self.max_steps})"
             )
@@ -97,6 +97,10 @@ class Config(GPTConfig):
             )
         if not re.fullmatch(r"[^/\\\0]+", self.run_name):
             found.append(f"run_name must be a plain name without slashes, not {self.run_name!r}")
+        try:
+            self.path("")
+        except RuntimeError:
+            found.append(f"out_dir: there is no such user's home folder, {self.out_dir!r}")
         return found
 
     def path(self, ending: str) -> Path:
@@ -204,7 +208,7 @@ def convert(setting: Setting, value: object) -> object:
 def intended(name: str) -> str | None:
     """The setting that an unknown name was probably meant to be."""
     name = str(name).lower()  # a key of a config file's on_cpu can be anything
-    near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(name, [*SETTINGS, "on_cpu"], n=1, cutoff=0.7)
     return NAMES_ELSEWHERE.get(name) or (near[0] if near else None)
 
 
@@ -231,7 +235,9 @@ def make_config(values: dict) -> Config:
     try:
         config = Config(**converted)
     except ValueError as error:
-        problems += str(error).splitlines()
+        wrong = values.keys() - converted.keys()  # their defaults may not fit the other settings
+        lines = str(error).splitlines()
+        problems += [line for line in lines if not wrong & set(re.findall(r"\w+", line))]
     if problems:
         raise UserError("; ".join(problems), status=2)
     return config

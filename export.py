@@ -59,7 +59,7 @@ FILES = {
     "tokenizer_config.json",
 }
 MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
-NOT_OURS = "{} already exists and is not an earlier export: remove it or choose another --out"
+NOT_OURS = "{} already exists and is not an unchanged earlier export: choose another --out"
 
 CARD = """\
 ---
@@ -299,7 +299,8 @@ def check_folder(out: Path) -> None:
         if not names:
             return
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        if names <= FILES and MARK in config:
+        fine_tuned = "transformers_version" in config  # save_pretrained adds it
+        if names <= FILES and MARK in config and not fine_tuned:
             return
     except (NotADirectoryError, FileNotFoundError, ValueError, TypeError):
         if not out.exists():
@@ -362,6 +363,7 @@ def export_folder(saved: Checkpoint, out: Path) -> str:
 
 def export_file(saved: Checkpoint, out: Path) -> str:
     """Writes a GGUF file for llama.cpp. Returns the architecture. Raises UserError."""
+    optional_package("gguf")
     check_file(out)
     model, tokenizer, architecture = build(saved)
     merges = describe_tokenizer(tokenizer)["model"]

@@ -167,15 +167,15 @@ def attend(q, k, v):
     q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D). The T queries belong to the last of the S
     positions; T is S, or 1 when generating with a cache.
     """
-    if q.is_cpu and q.dtype == torch.bfloat16 and q.size(0) * q.size(2) > 1:
+    if q.is_cpu and q.dtype == torch.bfloat16 and q.size(2) > 1:
         return attend_on_cpu_in_bfloat16(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1)
 
 
 def attend_on_cpu_in_bfloat16(q, k, v):
-    """attend() written out: for several queries PyTorch's kernel is 2 to 8 times slower here."""
-    T, S, D = q.size(2), k.size(2), q.size(3)
-    mask = torch.full((T, S), -math.inf, dtype=q.dtype).triu(1 + S - T)
+    """attend() written out for T = S: PyTorch's kernel is 2 to 8 times slower here."""
+    T, D = q.size(2), q.size(3)
+    mask = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
     scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(D))
     return (scores.softmax(-1) @ v.flatten(0, 1)).view_as(q)
 
@@ -445,7 +445,8 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
     if top_p is not None and top_p < 1:
         values, indices = logits.sort(descending=True)
         probs = values.softmax(-1)
-        outside = probs.cumsum(-1) - probs >= top_p  # never the most likely token
+        outside = probs.cumsum(-1) - probs >= top_p
+        outside[..., 0] = False  # the most likely token is always kept
         logits = logits.masked_fill(outside.scatter(-1, indices, outside), -math.inf)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
 

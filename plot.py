@@ -81,7 +81,7 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
     )[:, 0]
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.06, top=0.95, hspace=0.08)
 
-    for i, (name, rows) in enumerate(runs.items()):
+    for i, rows in enumerate(runs.values()):
         color, line = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
         for axis, key in zip(axes, keys):
             xs, ys = series(rows, key, x)
@@ -89,8 +89,7 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
                 axis.plot(xs, ys, color=color, linestyle=line)
             else:
                 axis.plot(xs, ys, color=color, alpha=0.25, linewidth=0.7)
-                label = name if len(runs) > 1 else "training"
-                axis.plot(xs, smooth(ys), color=color, linestyle=line, linewidth=1.2, label=label)
+                axis.plot(xs, smooth(ys), color=color, linestyle=line, linewidth=1.2, label=f"{i}")
         xs, ys = series(rows, "val/loss", x)
         if len(xs) and xs[0] == 0:  # no line from there: it would seem to be a gap to the training
             xs, ys = np.insert(xs.astype(float), 1, np.nan), np.insert(ys, 1, np.nan)
@@ -104,10 +103,12 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
     handles.append(Line2D([], [], color="gray", label="validation", **VALIDATION))
     columns = 1 + len(runs) // 6
     legend = axes[0].legend(handles=handles, loc="upper right", ncols=columns, fontsize="small")
-    for text in legend.get_texts():
+    names = [*runs] if len(runs) > 1 else ["training"]
+    for text, label in zip(legend.get_texts(), names):
+        text.set_text(label)  # matplotlib leaves out labels that begin with _
         text.set_parse_math(False)  # a run's name may contain dollar signs
     if len(runs) == 1:
-        text = sentence(name, rows)
+        text = sentence(*next(iter(runs.items())))
         size = min(11, 880 / max(1, len(text)))  # a long name must fit too
         title = figure.suptitle(text, x=0.1, ha="left", fontsize=size, fontweight="bold")
         title.set_parse_math(False)

@@ -313,10 +313,6 @@ def make_dataset(
     found = survey(corpus)
     for warning in found.warnings:
         print(f"warning: {warning}")
-    if separator and len(found.sizes) == 1:
-        raise UserError(
-            f"--separator {separator!r} divides nothing: {corpus.source} is one document"
-        )
     other = other_tokenizer(tokenizer_of, kind) if tokenizer_of else None
     if other:
         corpus, found = fit(corpus, found, other, tokenizer_of, replace_unknown)
@@ -324,8 +320,8 @@ def make_dataset(
     documents = int((assignment != LEFT_OUT).sum())
 
     too_few = UserError(
-        f"{sum(found.sizes):,} characters in {documents:,} documents are too few for a training and"
-        " a validation part"
+        f"{sum(found.sizes):,} characters in {documents:,} document{'s'[: documents != 1]} are too"
+        " few for a training and a validation part"
     )
     if not documents:
         raise too_few
@@ -333,6 +329,8 @@ def make_dataset(
     # the tokenizer: a separator that training never shows would be a start that means nothing
     several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
     between = (separator or NUL) if separator or several[TRAIN] else None
+    if between == NUL in found.vocabulary and kind in ("char", "byte"):
+        print("warning: the text has NUL characters, which stand for the end of a document here")
     if other:
         tokenizer = reuse_tokenizer(other, tokenizer_of, between, separator is not None)
     elif size := trained_size(kind):

@@ -299,6 +299,8 @@ def loop(run: Run, metrics: Metrics) -> bool:
                     best = evaluate_run(run, metrics, progress) if evaluate else False
                     metrics.sync()
                     run_state.save(run, best)
+                    if evaluate and distributed.is_first():
+                        draw({config.run_name: metrics.curves}, config.path("curves.png"))
                 timer.saved()
 
             # end, at the last step or when the loss no longer improves
@@ -326,7 +328,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
 
 
 def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
-    """Evaluates, prints, draws the curves. Returns whether this is the best model so far."""
+    """Evaluates and prints. Returns whether this is the best model so far."""
     loss, best = run.evaluate()
     metrics.write(run.step, {"val/loss": loss})
     part = run.config.eval_tokens
@@ -336,8 +338,6 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
         + f" | {run.dataset.bits_per_byte(loss):.4f} bits/byte"
         + (" | best" if best else "")
     )
-    if distributed.is_first():
-        draw({run.config.run_name: metrics.curves}, run.config.path("curves.png"))
     return best
 
 

@@ -10,8 +10,9 @@ import runpy
 import textwrap
 import traceback
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 from common import checkpoint, distributed
 from common.checkpoint import Checkpoint, SavedModel
@@ -29,7 +30,9 @@ ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTI
 SHAPE = [name for name in ARCHITECTURE if name != "dropout"]
 # what a resumed run can't change
 FIXED = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer", "init_from"]
-FINE_TUNING_RATE = 0.1  # times the learning rate of training from scratch
+# what decides where the other settings come from; an on_cpu block can't set it
+PLACES = ("resume", "out_dir", "run_name", "init_from", "device")
+FINE_TUNING_DIVISOR = 10  # of the learning rate of training from scratch
 INDENT = " " * 9
 
 
@@ -42,9 +45,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     file, given, on_cpu_allowed = parse_arguments(argv)
     path = find_file(file or DEFAULT_FILE)
     values, on_cpu = read_file(path)
-    # settings that decide where the others come from
-    places = ("resume", "out_dir", "run_name", "init_from", "device")
-    early = make_config({name: v for name, v in (values | given).items() if name in places})
+    early = make_config({name: v for name, v in (values | given).items() if name in PLACES})
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
         on_cpu = {}
@@ -56,7 +57,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
         changes = given | {"out_dir": early.out_dir, "run_name": early.run_name, "resume": True}
         config = resumed_config(saved, changes)
         if file or values.get("run_name") == early.run_name:
-            report_unused(path, values | on_cpu, config)
+            report_unused(path, values, on_cpu, given, config)
         return config, saved
 
     # another model's weights: its architecture, and a learning rate for fine-tuning
@@ -79,7 +80,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     values |= shorter_warmup(values | given, given)
     config = make_config(values | given)
     if early.init_from and "learning_rate" not in given:
-        config = for_fine_tuning(config, given)
+        config = make_config(values | given | fine_tuning_rates(config, given))
     return config, saved
 
 
@@ -93,18 +94,27 @@ def report_on_cpu(on_cpu: dict, values: dict) -> None:
     print(textwrap.fill(", ".join(changes), 98, initial_indent=INDENT, subsequent_indent=INDENT))
 
 
-def report_unused(path: str, values: dict, config: Config) -> None:
+def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Config) -> None:
     """Prints which settings of a config file differ from those of a run that is resumed."""
-    unused = []
-    for name, value in values.items():
-        if name in SETTINGS and name not in ("resume", "out_dir", "run_name"):
-            with suppress(ValueError):
-                value = convert(SETTINGS[name], value)
-            if value != getattr(config, name):
-                unused.append(f"{name}={value} (the run has {getattr(config, name)})")
-    if unused:
-        print(f"not used, because the run keeps its own settings: {', '.join(unused)} in {path};")
-        print("to change a setting of a resumed run, repeat it on the command line")
+    unused = {}
+    for name in (values | on_cpu).keys() - given.keys() - {"resume", "out_dir", "run_name"}:
+        in_file = []
+        for block in (values, on_cpu):
+            with suppress(KeyError, ValueError):
+                in_file.append(convert(SETTINGS[name], block[name]))
+        ours = getattr(config, name)
+        if in_file and ours not in in_file:
+            unused[name] = f"{name}={in_file[-1]} (the run has {ours})"
+    if not unused:
+        return
+    listed = ", ".join(unused[name] for name in SETTINGS if name in unused)
+    print(f"not used, because the run keeps its own settings: {listed} in {path}")
+    for names, advice in (
+        ([name for name in unused if name not in FIXED], "on the command line"),
+        ([name for name in unused if name in FIXED], "in a new run only"),
+    ):
+        if names:
+            print(f"{', '.join(sorted(names))} can be changed {advice}")
 
 
 def shorter_warmup(values: dict, given: dict) -> dict:
@@ -118,20 +128,20 @@ def shorter_warmup(values: dict, given: dict) -> dict:
         )
     except ValueError:  # make_config reports it
         return {}
-    if warmup <= steps:
+    if warmup <= steps or steps < 1:
         return {}
     print(f"warmup   {steps // 10} steps instead of {warmup}, because the run has only {steps}")
     return {"warmup_steps": steps // 10}
 
 
-def for_fine_tuning(config: Config, given: dict) -> Config:
-    """The config with lower learning rates: its own would undo much of what the model learned."""
-    changes = {"learning_rate": config.learning_rate * FINE_TUNING_RATE}
+def fine_tuning_rates(config: Config, given: dict) -> dict:
+    """Lower learning rates than the config's, which would undo much of what the model learned."""
+    changes = {"learning_rate": config.learning_rate / FINE_TUNING_DIVISOR}
     if config.min_lr and "min_lr" not in given:
-        changes["min_lr"] = config.min_lr * FINE_TUNING_RATE
-    shown = [f"{name}={rate:g} (not {getattr(config, name):g})" for name, rate in changes.items()]
-    print(f"rate     for fine-tuning, {', '.join(shown)}; --learning_rate sets another")
-    return replace(config, **changes)
+        changes["min_lr"] = config.min_lr / FINE_TUNING_DIVISOR
+    listed = [f"{name}={rate:g} (not {getattr(config, name):g})" for name, rate in changes.items()]
+    print(f"rate     for fine-tuning, {', '.join(listed)}; --learning_rate sets another")
+    return changes
 
 
 def resumed_config(saved: Checkpoint, changes: dict) -> Config:
@@ -139,13 +149,13 @@ def resumed_config(saved: Checkpoint, changes: dict) -> Config:
     before = saved.settings()
     config = make_config({name: getattr(before, name) for name in SETTINGS} | changes)
     changed = [name for name in SETTINGS if getattr(config, name) != getattr(before, name)]
-    shown = {
+    texts = {
         name: f"{name}={getattr(config, name)} (was {getattr(before, name)})" for name in changed
     }
-    if refused := [shown[name] for name in changed if name in FIXED]:
+    if refused := [texts[name] for name in changed if name in FIXED]:
         listed = ", ".join(refused)
         raise UserError(f"a resumed run can't have {listed}; start a new one without --resume", 2)
-    others = [shown[name] for name in changed if name not in ("out_dir", "run_name", "resume")]
+    others = [texts[name] for name in changed if name not in ("out_dir", "run_name", "resume")]
     if others:
         print(f"changed for the rest of the run: {', '.join(others)}")
     return config
@@ -218,6 +228,12 @@ def find_file(path: str) -> str:
 
 def read_file(path: str) -> tuple[dict, dict]:
     """The settings in a config file, and those in its on_cpu block. Raises UserError."""
+    if path.endswith(".pt"):
+        raise UserError(
+            f"{path} is a checkpoint, not a config file: --init_from={path} starts from its"
+            " weights, --resume continues the run that --run_name names",
+            status=2,
+        )
     try:
         open(path).close()  # runpy would run the __main__.py of a folder
         names = runpy.run_path(path)
@@ -229,17 +245,24 @@ def read_file(path: str) -> tuple[dict, dict]:
         line = getattr(error, "lineno", None) or lines[-1]
         message = f"config file {path}, line {line}: {type(error).__name__}: {error}"
         raise UserError(message, status=2) from None
-    values = {}
+    problems, values = [], {}
+    for name in names.get("__annotations__", {}):
+        if name not in names:
+            problems.append(f"`{name}: value` sets nothing; write `{name} = value`")
     for name, value in names.items():
-        if name in SETTINGS or name == "on_cpu" or name == "vocab_size":
+        if name in SETTINGS or name in ("on_cpu", "vocab_size"):
             values[name] = value
-        elif name.startswith("_") or not isinstance(value, bool | int | float | str | None):
+        elif name.startswith("_") or callable(value) or isinstance(value, ModuleType):
             pass  # an import or a function
         elif intended(name):
-            values[name] = value  # a misspelled setting, for make_config to report
+            problems.append(f"{unknown(name)} (a helper variable needs a name like _{name})")
         else:
             print(f"note: {name} in {path} is not a setting, so it is ignored")
     on_cpu = values.pop("on_cpu", {})
     if not isinstance(on_cpu, dict):
         raise UserError(f"config file {path}: on_cpu must be a dict(...), not {on_cpu!r}", status=2)
+    problems += [unknown(name) for name in [*values, *on_cpu] if name not in SETTINGS]
+    problems += [f"on_cpu can't set {name}" for name in PLACES if name in on_cpu]
+    if problems:
+        raise UserError(f"config file {path}: {'; '.join(problems)}", status=2)
     return values, on_cpu

@@ -89,6 +89,8 @@ def load(path: str | Path) -> Checkpoint:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"can't read {path}: {error.strerror}") from None
     except Exception as error:  # a foreign or damaged file can fail in many ways
         pickled = isinstance(error, pickle.UnpicklingError)
         reason = "it contains code" if pickled else type(error).__name__

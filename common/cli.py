@@ -62,6 +62,7 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # none if the shell has closed it: >&-
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # print "?" for what the terminal can't show
                 stream.reconfigure(errors="replace")
@@ -78,7 +79,7 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
             where = f": {error.filename}" if error.filename else ""
             return fail(f"{error.strerror or error}{where}")
         except (MemoryError, RuntimeError) as error:  # torch's out of memory is a RuntimeError
-            full = re.search("out of memory|allocate memory", str(error))
+            full = re.search("out of memory|allocate memory|overflow", str(error))
             if isinstance(error, RuntimeError) and not full:
                 raise
             script = Path(main.__code__.co_filename).name

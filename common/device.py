@@ -64,17 +64,15 @@ def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 def pick_weights_dtype(device: torch.device, sequences: int) -> torch.dtype:
     """The dtype of the weights for generating that many sequences at once.
 
-    A single sequence is limited by reading the weights from memory, which bfloat16 halves. Several
-    sequences are limited by arithmetic, where a CPU without bfloat16 is faster in float32. With AMX
-    float32 is faster for 1 and for 10: PyTorch's bfloat16 products are slow there for few rows.
+    A single sequence is limited by reading the weights from memory, which bfloat16 halves; but with
+    AMX PyTorch multiplies a bfloat16 matrix by a single row more slowly than a float32 one. Several
+    sequences are limited by arithmetic.
     """
     if device.type == "cuda":
         return pick_dtype("auto", device)[0]
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return torch.float32
-    if has_bfloat16(device) or device.type == "cpu" and sequences == 1:
-        return torch.bfloat16
-    return torch.float32
+    if device.type == "cpu" and sequences == 1:
+        return torch.float32 if torch.cpu._is_amx_tile_supported() else torch.bfloat16
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def pick_compile(setting: bool | str, device: torch.device, flops: float) -> tuple[bool, str]:

@@ -13,7 +13,11 @@ import torch.distributed as dist
 
 from common.errors import UserError
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
+# torchrun's, the last one only for restarts
+VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    "TORCHELASTIC_RESTART_COUNT",
+)
 
 
 def rank() -> int:
@@ -47,15 +51,17 @@ def restarted() -> bool:
 
 
 def check_environment() -> None:
-    """Raises UserError if only some of torchrun's variables are set, as some platforms do."""
-    numbers = [os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    missing = [name for name in VARIABLES if name not in os.environ]
-    wrong = not all(number.isdecimal() for number in numbers)
-    if wrong or missing and (rank() > 0 or world_size() > 1):
-        lacking = f" but not {', '.join(missing)}" if missing else ""
+    """Raises UserError if torchrun's variables are incomplete or wrong, as on some platforms."""
+    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    missing = [name for name in VARIABLES[:5] if name not in there]
+    numbers = [value for name, value in there.items() if name != "MASTER_ADDR"]
+    wrong = not all(number.isdecimal() for number in numbers) or rank() >= world_size()
+    if wrong or missing and world_size() > 1:
+        listed = ", ".join(f"{name}={value}" for name, value in there.items())
+        lacking = f" without {', '.join(missing)}" if missing else ""
         raise UserError(
-            f"RANK and WORLD_SIZE are set{lacking}: start several processes with torchrun, or unset"
-            " these variables for a single one",
+            f"the environment has {listed}{lacking}: start several processes with torchrun, or"
+            " unset these variables for a single one",
             status=2,
         )
 

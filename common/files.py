@@ -121,6 +121,9 @@ class NotText(UserError):
     """A file that can't be decoded."""
 
 
+NOT_TEXT = {b"\x1f\x8b": "compressed by gzip", b"PK\3\4": "a ZIP archive", b"%PDF-": "a PDF"}
+
+
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, line ends unchanged, without a byte order mark.
 
@@ -148,6 +151,9 @@ def read_pieces(
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"  # drops the mark
     with open(source, "rb") if isinstance(source, Path) else nullcontext(source) as file:
+        for start, kind in NOT_TEXT.items():
+            if file.peek(len(start)).startswith(start):
+                raise NotText(f"{name} is {kind}, not text")
 
         def blocks() -> Iterator[bytes]:
             left = math.inf if size is None else size
@@ -160,6 +166,8 @@ def read_pieces(
         except UnicodeDecodeError as error:
             offset = file.tell() - len(error.object) + error.start
             where = f"byte {offset:,} is {error.object[error.start]:#04x}"
+            if offset == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                where += ", as in UTF-16"
             shown = "UTF-8" if encoding == "utf-8-sig" else encoding
             raise NotText(f"{name} is not {shown} text ({where})") from None
         except UnicodeError as error:  # UTF-16 without a byte order mark

@@ -12,7 +12,7 @@ import torch
 
 from common import checkpoint
 from common.checkpoint import SavedModel
-from common.errors import UserError
+from common.errors import UserError, listed
 from model import GPT, GPTConfig
 
 GPT2_MODULES = {
@@ -120,11 +120,16 @@ def to_transformers(model: GPT, modules: dict[str, list[str]]) -> dict[str, torc
 
 def load_model(path: str) -> SavedModel:
     """A checkpoint, or GPT-2: one of PUBLISHED, or a folder with its weights. Raises UserError."""
-    if Path(path).is_dir():
-        return load_gpt2(Path(path))
-    if path in PUBLISHED and not Path(path).exists():
+    place = Path(path).expanduser()
+    if place.is_dir():
+        checkpoints = sorted(map(str, place.glob("*.pt")))
+        if checkpoints and not (place / "config.json").exists():
+            there = listed(checkpoints)
+            raise UserError(f"{place} is a folder without GPT-2's config.json; it has {there}")
+        return load_gpt2(place)
+    if path in PUBLISHED and not place.exists():
         return load_gpt2(download(path))
-    return checkpoint.load(path)
+    return checkpoint.load(place)
 
 
 def download(name: str) -> Path:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 from common.errors import UserError, listed
@@ -60,9 +61,9 @@ def read_inputs(
         raise UserError("--separator must not be empty", status=2)
     try:
         "".encode(encoding)
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise UserError(
-            f"{encoding!r} is not an encoding that Python knows, such as latin-1 or utf-16", 2
+            f"{encoding!r} is not an encoding that Python knows, such as cp1252 or utf-16", 2
         ) from None
     default = ["*.jsonl"] if field else ["*.txt", "*.md"]
     found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]
@@ -72,14 +73,16 @@ def read_inputs(
         print(f"note: --field NAME makes each line of {listed(lines)} a document")
 
     def text() -> Text:
-        problems = []
+        problems, divided = [], False
         for file in found:
             pieces = file.pieces(encoding)
             try:
                 if field:
                     yield from documents(json_documents(file.name, pieces, field))
                 elif separator:
-                    yield from divide(pieces, separator)
+                    for piece in divide(pieces, separator):
+                        divided |= piece is END
+                        yield piece
                 else:
                     yield from pieces
             except NotText as error:
@@ -89,9 +92,11 @@ def read_inputs(
             yield END
         if problems:
             raise UserError(
-                f"{listed(problems)}: give their encoding, such as --encoding latin-1, leave them"
+                f"{listed(problems)}: give their encoding, such as --encoding cp1252, leave them"
                 " out with --skip_undecodable, or convert them"
             )
+        if separator and not divided:
+            raise UserError(f"--separator {separator!r} divides nothing: {source} does not have it")
 
     source = ", ".join("standard input" if name == str(STDIN) else name for name in inputs)
     return Corpus(source, text)
@@ -110,7 +115,7 @@ def without_undecodable(files: list[Input], encoding: str) -> list[Input]:
     if bad:
         print(f"left out {len(bad):,} of {len(files):,} files, not {encoding} text: {listed(bad)}")
     if not good:
-        raise UserError("no file is left: give their encoding, such as --encoding latin-1")
+        raise UserError("no file is left: give their encoding, such as --encoding cp1252")
     return good
 
 
@@ -152,9 +157,15 @@ def lines(pieces: Iterable[str]) -> Iterator[str]:
 def divide(pieces: Iterable[str], separator: str) -> Text:
     """Divides a text at each separator into documents, without newlines at their ends.
 
-    A newline in the separator also matches that of Windows.
+    A newline in the separator also matches that of Windows. Newlines around it also match the start
+    and the end of the text, and one is enough between two separators.
     """
-    pattern = re.compile(re.escape(separator).replace("\\\n", "\r?\n"))
+    if separator.startswith("\n") and separator.endswith("\n") and separator.strip("\n"):
+        pieces = chain(["\n"], pieces, ["\n"])
+        escaped = re.escape(separator[:-1]) + "(?=\\\n)"
+    else:
+        escaped = re.escape(separator)
+    pattern = re.compile(escaped.replace("\\\n", "\r?\n"))
     rest = ""
     begun = False  # whether a part of the document in `rest` has been passed on
     for piece in pieces:

@@ -118,7 +118,10 @@ class Metrics:
         self.curves, self.stride = [], 1  # rows to draw, and the interval of steps between them
         if distributed.is_first():
             if start and path.exists():
-                kept = [row for row in read_metrics(path) if row["step"] < start]
+                try:
+                    kept = [row for row in read_metrics(path) if row["step"] < start]
+                except UserError as error:
+                    raise UserError(f"{error}; without this file the run can go on") from None
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomically(path, lambda file: file.write(text.encode()))
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # complete lines, at once
@@ -173,7 +176,7 @@ class Metrics:
             if name != "sample" and not abs(value) < LARGEST:  # also catches nan
                 raise Diverged(
                     f"{name} is {value} at step {step}: set a lower learning_rate or more"
-                    " warmup_steps; the checkpoints saved before are still good",
+                    " warmup_steps; the checkpoints saved before are unchanged",
                     step,
                 )
         seconds = self.clock.seconds if seconds is None else seconds

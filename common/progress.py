@@ -91,11 +91,11 @@ class Progress:
         tokens = (step - first) * self.config.tokens_per_step
         rate = tokens / (self.metrics.clock.seconds - seconds)
         per_step = (time.perf_counter() - moment) / (step - first)
-        minutes, left = divmod(round(per_step * (self.config.max_steps - step - 1)), 60)
+        left = tqdm.format_interval(per_step * (self.config.max_steps - step - 1))
         self.print(
             f"step {step:>6,} | loss {row['train/loss']:.4f} | lr {row['train/lr']:.1e} | "
             f"norm {row.get('train/grad_norm', math.inf):.2f} | "
-            f"{rate:,.0f} tok/s | {minutes}:{left:02} left"
+            f"{rate:,.0f} tok/s | {left} left"
         )
         self.notice_slow_steps(step)
         if self.metrics.wandb:

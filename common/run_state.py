@@ -1,8 +1,10 @@
 """From a run to its checkpoint files, and back."""
 
+import math
 import os
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 from common import checkpoint, distributed
 from common.checkpoint import Checkpoint, SavedModel
@@ -39,6 +41,9 @@ def save(run, best: bool) -> None:
 
 def prepare_folder(run) -> None:
     """Makes sure that the run can write its files, and that nothing gets lost. Raises UserError."""
+    folder = run.config.path("").parent
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: choose another --out_dir")
     check_not_running(run.config.path("metrics.jsonl"))
     if not run.config.resume:
         make_room(run.config)
@@ -52,6 +57,11 @@ def make_room(config: Config) -> None:
     """
     last = config.path("last.pt")
     state = checkpoint.peek(last)
+    if last.exists() and not state:
+        raise UserError(
+            f"can't read {last}, of an earlier run: choose another --run_name, or delete that file",
+            status=2,
+        )
     if state and state["step"] > 0 and not finished(state):
         step, steps = state["step"], state["config"]["max_steps"]
         raise UserError(
@@ -62,9 +72,20 @@ def make_room(config: Config) -> None:
         )
     if not config.path("best.pt").exists() and not state.get("step"):
         return  # nothing worth keeping
-    for path in map(config.path, FILES):
-        if path.exists():
-            os.replace(path, path.with_name(f"{path.stem}.prev{path.suffix}"))
+    kept = {
+        path: path.with_name(f"{path.stem}.prev{path.suffix}")
+        for path in map(config.path, FILES)
+        if path.exists()
+    }
+    start = Path(config.init_from or "").expanduser().resolve()
+    if start in map(Path.resolve, kept.values()):
+        raise UserError(
+            f"this run would replace {config.init_from}, which it starts from: choose another"
+            " --run_name",
+            status=2,
+        )
+    for path, new in kept.items():
+        os.replace(path, new)
     print(f"kept the files of an earlier run as {config.path('*.prev.*')}")
 
 
@@ -130,6 +151,10 @@ def resume(run, saved: Checkpoint) -> None:
         ) from None
     run.step, run.id = saved.step, saved.run_id
     run.best_step, run.best_val_loss = saved.best_step, saved.best_val_loss
+    best = run.config.path("best.pt")
+    if saved.best_step and not best.exists():
+        print(f"note: {best} is missing, so the best model from now on takes its place")
+        run.best_val_loss = math.inf
 
 
 def init_from(run, saved: SavedModel) -> None:
@@ -138,12 +163,10 @@ def init_from(run, saved: SavedModel) -> None:
     model, tokenizer = saved.build(run.model.device)
     if problem := difference(tokenizer, dataset.tokenizer):
         original = saved.config.get("dataset")
-        hint = (
-            f"prepare it with --tokenizer_of {original} (and --replace_unknown), or both with bytes"
-        )
-        if tokenizer.kind != "char" or original is None:
-            hint = f"prepare it as <name>_{tokenizer.kind}"
-        if isinstance(tokenizer, TrainedBPETokenizer):
+        hint = f"prepare it as <name>_{tokenizer.kind}"
+        if tokenizer.kind == "char" and original:
+            hint += f" with --tokenizer_of {original} (and --replace_unknown)"
+        elif isinstance(tokenizer, TrainedBPETokenizer):
             hint += f" with --tokenizer_of {original}"
         raise UserError(f"can't fine-tune {source} on data/{dataset.name}: {problem}; {hint}")
     try:

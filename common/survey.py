@@ -23,6 +23,7 @@ SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
 SAMPLE_WORDS = 3_000_000  # bytes of distinct words in them: training needs 130 times as much memory
 WORD = re.compile(r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+")  # much like common.bpe.PATTERN
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
+MOST_LOST = 0.1  # of a text, which --replace_unknown may leave out
 CHANGED = "the text has changed while it was being read: try again"
 PLAIN = {  # what --replace_unknown writes for typographic characters
     "\u2018": "'",
@@ -160,7 +161,10 @@ def survey(corpus: Corpus) -> Survey:
             parts.append(part)
         sizes[number] += len(text)
         excerpt = excerpt or text[:200].strip()
-        content = text.encode("utf-8")
+        try:
+            content = text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError("the text has halves of characters: is its encoding right?") from None
         hashed.add(number, content)
         # dropping ASCII already seen, usually all of it, is faster than checking every character
         if new := content.translate(None, delete=known):
@@ -182,6 +186,11 @@ def survey(corpus: Corpus) -> Survey:
         warnings.append(
             f"the text has lines {END_OF_TEXT!r}: --separator '{END_OF_TEXT}' divides it into"
             " documents there"
+        )
+    if seen[0x80:0xA0].any():
+        warnings.append(
+            "the text has control characters between \\x80 and \\x9f: if it comes from Windows, use"
+            " --encoding cp1252"
         )
     vocabulary = "".join(map(chr, np.flatnonzero(seen)))
     return Survey(sizes, hashed, sum(parts), vocabulary, excerpt, warnings)
@@ -224,8 +233,7 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
     if abs(fraction - val_fraction) > 0.2 * val_fraction:
         print(
             f"warning: {fraction:.1%} of the text is for validation instead of {val_fraction:.1%},"
-            f" because the {len(documents):,} documents are kept whole: split large files, or use"
-            " --separator"
+            f" because the {len(documents):,} documents are kept whole: divide the largest ones"
         )
     return assignment
 
@@ -337,4 +345,11 @@ def fit(
     shown = listed([f"{character!r} by {text!r}" for character, text in written.items()])
     print(f"replaced characters that {dataset} does not know: {shown}")
     corpus = replaced(corpus, written)
-    return corpus, survey(corpus)
+    new = survey(corpus)
+    lost = 1 - sum(new.sizes) / sum(found.sizes)
+    if lost > MOST_LOST:
+        raise UserError(
+            f"--replace_unknown would leave out {lost:.0%} of the text, which {dataset}'s tokenizer"
+            " does not know: prepare both datasets with bytes (..._byte)"
+        )
+    return corpus, new

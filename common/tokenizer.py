@@ -281,9 +281,9 @@ def difference(model: Tokenizer, dataset: Tokenizer) -> str | None:
 
 
 def known_line_ends(text: str, tokenizer: Tokenizer) -> str:
-    """The text, with the line ends of Windows as newlines if the tokenizer does not know "\\r"."""
+    """The text, with "\\r\\n" and "\\r" as newlines if the tokenizer does not know "\\r"."""
     if tokenizer.kind == "char" and "\r" not in tokenizer.characters:
-        return text.replace("\r", "")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     return text
 
 

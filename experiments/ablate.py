@@ -426,7 +426,12 @@ def comparison_table(study: Study, rows: list[dict]) -> str:
 
 def early_and_late_table(study: Study, rows: list[dict]) -> str:
     """Each arm's difference from the first one at the first evaluation and in the end."""
-    early, lines = [row | {study.unit: row["val_losses"][:2][-1]} for row in rows], []
+    early, lines = [], []
+    for row in rows:
+        value = row["val_losses"][:2][-1]  # in nats per token
+        if study.unit == "bits_per_byte" and row["diverged"] is None:
+            value *= row["bits_per_byte"] / row["final"]
+        early.append(row | {study.unit: value})
     for arm in arms_of(study, rows)[1:]:
         pairs = difference(study, early, arm), difference(study, rows, arm)
         if None not in pairs:

@@ -11,7 +11,9 @@ import difflib
 import os
 import re
 import statistics
+import urllib.parse
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -27,7 +29,7 @@ from experiments import ablate, figures, questions, scaling
 from experiments.runs import RESULTS, interval, markdown, plus_minus, read_json, read_rows
 from model import flops_per_token
 
-MARK = re.compile(r"<!--(\S.*?)-->(.*?)<!---->", re.DOTALL)
+MARK = re.compile(r"<!--(\w+: [^>\n]+)-->(.*?)<!---->", re.DOTALL)
 OUTLINE = Path(__file__).with_name("outline.md")
 Values = dict[str, str | Figure]  # texts by name; figures by the name of their file
 
@@ -65,7 +67,7 @@ def trained_values(folder: Path) -> Values:
     run, config = runs[0], Config(**runs[0]["config"])
     rows = read_metrics(folder / f"{config.run_name}_metrics.jsonl")
     samples = [
-        f"After {row['step']:,} steps:\n\n```text\n{row['sample'].strip()}\n```"
+        f"After {row['step']:,} steps:\n\n{code_block(row['sample'].strip())}"
         for row in rows
         if "sample" in row
     ] or ["(no sample)"]
@@ -85,14 +87,20 @@ def trained_values(folder: Path) -> Values:
         "training": duration(run["seconds"]),
         "operations": f"{operations:.1e}".replace("+", ""),
         "loss": f"{run['loss']:.3f}",
-        "early gap": f"{gaps[0]:.2f}",
-        "late gap": f"{gaps[-1]:.2f}",
+        "early gap": f"{gaps[0]:.2f}" if gaps else "(not evaluated)",
+        "late gap": f"{gaps[-1]:.2f}" if gaps else "(not evaluated)",
         "largest gradient": f"{norms.max():.1f}",
         "clipped": f"{(norms > (config.grad_clip or np.inf)).mean():.1%}",
         "early sample": samples[0],
         "late sample": samples[-1],
         "curves.png": figures.run_curves(config.run_name, rows, config.grad_clip),
     }
+
+
+def code_block(text: str) -> str:
+    """The text as a block of code in Markdown, whatever backticks it has."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def duration(seconds: float) -> str:
@@ -272,12 +280,18 @@ def all_tables(values: Values) -> str:
 
 
 def fill(text: str, values: dict[str, str]) -> str:
-    """The text with new values between its marks. Raises UserError if a name is unknown.
+    """The text with new values between its marks. Raises UserError if a name is unknown, or a mark
+    has no end.
 
     Values of a part that was not measured say how to measure it. If a mark starts a line, its value
     goes on separate lines, because Markdown treats the rest of such a line as HTML.
     """
     measured = {name.split(": ")[0] for name in values}
+    marks = re.findall(rf"<!--(?:(?:{'|'.join([*PARTS, 'studies'])}): [^>\n]+)?-->", text)
+    for mark, end in zip_longest(marks[::2], marks[1::2]):
+        if mark == "<!---->" or end != "<!---->":
+            where = "no mark before it" if mark == "<!---->" else "no <!----> after it"
+            raise UserError(f"the report can't be updated: {mark} has {where}")
 
     def replacement(match: re.Match) -> str:
         name = match[1]
@@ -316,7 +330,7 @@ def main(argv: list[str]) -> None:
                 path = args.results / place_of(name)
                 value.savefig(path)
                 link = Path(os.path.relpath(path, report.parent)).as_posix()
-                values[name] = f"![{title_of(value)}]({link})"
+                values[name] = f"![{title_of(value)}]({urllib.parse.quote(link)})"
     text = fill(text, values)
     write_bytes(report, text.encode())
     write_bytes(args.results / "tables.md", all_tables(values).encode())

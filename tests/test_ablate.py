@@ -186,6 +186,17 @@ def test_early_and_late_differences_are_compared(early, late, verdict):
     assert line.startswith(f"| GELU | {early:+.3f} ± 0.000 |")
 
 
+def test_early_differences_between_tokenizers_are_in_bits_per_byte():
+    study = STUDIES["tokenizer"]
+    rows = synthetic_rows(study, "bpe1024")
+    for row in rows:
+        larger = 1 + (row["arm"] == "bpe1024")  # tokens that stand for twice as many bytes
+        row |= {"val_losses": [9.0, 2.0 * larger, larger], "final": larger, "bits_per_byte": 1.5}
+    assert "| bpe1024 | +0.000 ± 0.000 | +0.000 ± 0.000 |" in ablate.early_and_late_table(
+        study, rows
+    )
+
+
 def test_an_arm_that_diverged_has_no_mean():
     study = STUDIES["mlp"]
     rows = synthetic_rows(study, "gelu")

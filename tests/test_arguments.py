@@ -1,5 +1,6 @@
 """Where the values of the settings come from."""
 
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -100,10 +101,37 @@ def test_imports_functions_and_helper_variables_are_not_settings(config_file, ca
     assert "hours in some.py is not a setting" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, meant", [("n_layer", "n_layers"), ("lr", "learning_rate")])
-def test_a_misspelled_setting_is_not_a_helper_variable(config_file, name, meant):
-    with pytest.raises(UserError, match=f"no setting {name}: did you mean {meant}"):
-        load_config([config_file(f"{name} = 4\n")])
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        ("n_layer = 4", "no setting n_layer: did you mean n_layers?"),
+        ("lr = 4", "no setting lr: did you mean learning_rate?"),
+        ("n_layer = 2,", "no setting n_layer: did you mean n_layers?"),
+        ("epochs = 2", "a helper variable needs a name like _epochs"),
+        ("oncpu = dict(n_layers=2)", "no setting oncpu: did you mean on_cpu?"),
+        ("on_gpu = dict(n_layers=2)", "no setting on_gpu: did you mean on_cpu?"),
+        ("on_cpu = dict(n_layer=2)", "no setting n_layer: did you mean n_layers?"),
+        ("on_cpu = dict(resume=True)", "on_cpu can't set resume"),
+        ("learning_rate: 1e-2", "write `learning_rate = value`"),
+    ],
+)
+def test_a_line_that_sets_nothing_is_an_error(config_file, line, problem):
+    for argv in ([], ["--resume"]):
+        with pytest.raises(UserError, match=re.escape(problem)):
+            load_config([config_file(f"{line}\n"), *argv])
+
+
+def test_a_dict_that_is_not_a_setting_is_mentioned(config_file, capsys):
+    assert read_file(config_file("plans = dict(n_layers=2)\n")) == ({}, {})
+    assert "plans in some.py is not a setting" in capsys.readouterr().out
+
+
+def test_a_wrong_value_causes_no_second_error(config_file):
+    with pytest.raises(UserError) as error:
+        load_config([config_file("n_heads = 'x'\n"), "--d_model=128", "--max_steps=-5"])
+    assert str(error.value) == (
+        "n_heads must be a whole number, not 'x'; max_steps must be at least 1, not -5"
+    )
 
 
 def test_a_warmup_longer_than_the_run_is_shortened_unless_it_was_asked_for(config_file, capsys):
@@ -122,6 +150,8 @@ def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run,
     assert config.min_lr == pytest.approx(1e-4)
     config, _ = load_config([path, f"--init_from={BEST}", "--min_lr=2e-4"])
     assert config.min_lr == 2e-4
+    with pytest.raises(UserError, match="min_lr .* must not be above learning_rate"):
+        load_config([path, f"--init_from={BEST}", "--min_lr=5e-3"])
     config, _ = load_config([path, f"--init_from={BEST}", "--learning_rate=5e-3"])
     assert config.learning_rate == 5e-3
     config, _ = load_config([path])
@@ -161,7 +191,8 @@ def test_a_resumed_run_has_the_settings_of_its_checkpoint(finished_run, config_f
     assert printed.startswith("changed for the rest of the run: max_steps=16 (was 12)\n")
     assert "n_layers=7 (the run has 2)" in printed
     assert "n_heads=8 (the run has 2)" in printed
-    assert "repeat it on the command line" in printed
+    assert "n_heads, n_layers can be changed in a new run only" in printed
+    assert "max_steps=999" not in printed  # the command line sets it
 
 
 def test_a_moved_run_can_be_resumed(finished_run, config_file, capsys):

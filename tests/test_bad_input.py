@@ -107,6 +107,8 @@ TABLE = [
     (train_new(eval_interval=0, beta1=1), 2, "beta1 must lie in [0, 1)"),
     (train_new(block_size=8000), 1, "set a smaller block_size"),
     (train_new(d_model="1e12"), 1, "out of memory"),
+    (train_new(d_model="1e18"), 1, "out of memory"),
+    (train_new(out_dir="~no-such-user/x"), 2, "out_dir: there is no such user's home folder"),
     # settings: names
     (train_new(bacth_size=8), 2, "did you mean batch_size?"),
     (train_new(vocab_size=70), 2, "vocab_size comes from the dataset"),
@@ -127,6 +129,7 @@ TABLE = [
     (["train.py", "text.py"], 2, "n_layers must be a whole number"),
     (["train.py", "one.py"], 2, "bias must be true or false"),
     (["train.py", "nul.py"], 2, "run_name must be a plain name"),
+    (["train.py", BEST], 2, f"is a checkpoint, not a config file: --init_from={BEST}"),
     (["train.py", "number.py", "--device=cpu"], 2, "on_cpu must be a dict"),
     (["train.py", "nested.py", "--device=cpu"], 2, "did you mean n_layers?"),
     (["train.py", "key.py", "--device=cpu"], 2, "there is no setting 4"),
@@ -150,7 +153,7 @@ TABLE = [
     (["prepare.py", "python_char", "--pattern", "*.py"], 2, "--pattern needs --input"),
     (["prepare.py", "python_char", "--category", "cs.RO"], 2, "has no option --category"),
     # sampling
-    (["sample.py", "--ckpt", "out"], 1, "out/config.json"),
+    (["sample.py", "--ckpt", "out"], 1, "a folder without GPT-2's config.json; it has out/tiny"),
     (["sample.py", "--ckpt", "truncated.pt"], 1, "truncated.pt is not a checkpoint, or is trunc"),
     (["sample.py", "--ckpt", "code.pt"], 1, "code.pt is not a checkpoint"),
     (["sample.py", "--ckpt", "other.pt"], 1, "other.pt is not a checkpoint of train.py"),
@@ -173,7 +176,11 @@ TABLE = [
     (["evaluate.py", "--ckpt", BEST, "--text", "empty.txt"], 1, "empty.txt is too short"),
     (["evaluate.py", "--ckpt", BEST, "--text", "accents.txt"], 1, "'é'"),
     (["export.py", "--ckpt", "none.pt"], 1, "there is no checkpoint none.pt"),
-    (["export.py", "--ckpt", BEST, "--out", "out"], 1, "out already exists and is not an earlier"),
+    (
+        ["export.py", "--ckpt", BEST, "--out", "out"],
+        1,
+        "out already exists and is not an unchanged",
+    ),
     (["plot.py"], 2, "metrics"),
     (["plot.py", "none.jsonl"], 1, "can't read none.jsonl"),
     (["plot.py", "empty.txt", "--out", "x.png"], 1, "empty.txt is empty"),

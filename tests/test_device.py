@@ -28,10 +28,11 @@ def test_auto_uses_bfloat16_on_a_cpu_that_is_fast_at_it(monkeypatch, fast, dtype
     assert pick_weights_dtype(CPU, sequences=1) == torch.bfloat16
 
 
-def test_a_cpu_with_amx_generates_in_float32(monkeypatch):
+def test_a_cpu_with_amx_generates_one_text_in_float32(monkeypatch):
+    monkeypatch.setattr(device, "has_bfloat16", Mock(return_value=True))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert pick_weights_dtype(CPU, sequences=1) == torch.float32
-    assert pick_weights_dtype(CPU, sequences=10) == torch.float32
+    assert pick_weights_dtype(CPU, sequences=10) == torch.bfloat16
 
 
 # compilation

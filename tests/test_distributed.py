@@ -90,3 +90,29 @@ def test_without_torchrun_this_is_the_only_process():
     assert distributed.total([1.5, 2.0]) == [1.5, 2.0]
     assert distributed.any_process(True, False) == [True, False]
     distributed.wait()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "3"},
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "0"},
+        {"RANK": "x", "WORLD_SIZE": "1"},
+        {"RANK": "5", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "1"},
+        {"TORCHELASTIC_RESTART_COUNT": ""},
+    ],
+)
+def test_variables_that_torchrun_would_not_set_are_refused(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="with torchrun, or unset these") as error:
+        distributed.check_environment()
+    for name, value in variables.items():
+        assert f"{name}={value}" in str(error.value)
+
+
+def test_a_platform_may_set_the_variables_of_a_single_process(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    distributed.check_environment()

@@ -365,6 +365,18 @@ def test_an_earlier_export_is_replaced(folder):
     assert {path.name for path in Path("hf").iterdir()} == export.FILES
 
 
+def test_an_export_that_was_fine_tuned_is_not_replaced(folder, capsys):
+    save(build_model())
+    assert run_export() == 0
+    model = AutoModelForCausalLM.from_pretrained("hf")
+    model.save_pretrained("hf")
+    before = contents(folder)
+    capsys.readouterr()
+    assert run_export() == 1
+    assert "is not an unchanged earlier export" in error_line(capsys)
+    assert contents(folder) == before
+
+
 def test_an_empty_folder_stays_the_same_folder(folder):
     """It may be a mount point, which can't be renamed or removed."""
     (folder / "hf" / "lost+found").mkdir(parents=True)
@@ -393,7 +405,7 @@ def test_anything_else_is_not_replaced(folder, capsys, path, text):
     path.write_text(text)
     before = contents(folder)
     assert run_export(path.parts[0]) == 1
-    assert "is not an earlier export" in error_line(capsys)
+    assert "is not an unchanged earlier export" in error_line(capsys)
     assert contents(folder) == before
 
 

@@ -179,7 +179,7 @@ def test_all_files_that_can_not_be_decoded_are_named_at_once(folder):
     with pytest.raises(UserError) as error:
         texts("texts")
     assert "texts/a.txt is not UTF-8 text (byte 3 is 0xe9)" in str(error.value)
-    assert "texts/c.txt is not UTF-8 text (byte 0 is 0xff)" in str(error.value)
+    assert "texts/c.txt is not UTF-8 text (byte 0 is 0xff, as in UTF-16)" in str(error.value)
     assert "--encoding" in str(error.value)
     assert "--skip_undecodable" in str(error.value)
 
@@ -198,7 +198,7 @@ def test_an_encoding_can_be_given(folder, encoding, monkeypatch):
     assert texts("a.txt", encoding=encoding) == ["café\r\n"]
 
 
-@pytest.mark.parametrize("encoding", ["hex", "utf-17", ""])
+@pytest.mark.parametrize("encoding", ["hex", "utf-17", "", "undefined"])
 def test_an_unknown_encoding_is_refused(folder, encoding):
     write(a_txt="a")
     with pytest.raises(UserError, match="is not an encoding") as error:
@@ -234,6 +234,25 @@ def test_what_is_added_to_a_file_between_the_passes_is_left_out(folder):
             file.write("sécond line\n")
 
 
+@pytest.mark.parametrize("start", [b"\x1f\x8b\x08", b"PK\3\4", b"%PDF-1.7"])
+def test_files_that_are_not_text_are_refused_in_any_encoding(folder, start):
+    write(a_txt=start + b"abc" * 100)
+    with pytest.raises(UserError, match="a.txt is .*, not text"):
+        texts("a.txt", encoding="latin-1")
+
+
+def test_text_of_windows_read_as_latin_1_gets_a_warning(folder, capsys):
+    write(a_txt=(verses(100) + "It’s").encode("cp1252"))
+    prepare.prepare("a_char", ["a.txt"], encoding="latin-1")
+    assert "--encoding cp1252" in capsys.readouterr().out
+
+
+def test_nuls_in_documents_that_nuls_separate_get_a_warning(folder, capsys):
+    write(texts__a_txt=verses(50) + "\0" + verses(50), texts__b_txt=verses(90), c_txt=verses(80))
+    prepare.prepare("a_char", ["texts", "c.txt"])
+    assert "NUL characters, which stand for the end" in capsys.readouterr().out
+
+
 # separators
 
 
@@ -250,6 +269,7 @@ def test_what_is_added_to_a_file_between_the_passes_is_left_out(folder):
         ("a.*b.*c", ".*", ["a", "b", "c"]),
         ("a\n  \nb", "\n", ["a", "b"]),
         ("a\tb", "\t", ["a", "b"]),
+        ("%\none\n%\n%\ntwo\r\n%\r\nthree\n%", "\n%\n", ["one", "two", "three"]),
     ],
 )
 def test_a_separator_divides_a_file(folder, monkeypatch, size, text, separator, expected):
@@ -282,10 +302,11 @@ def test_the_separator_is_between_documents(folder, kind, end, request):
     assert dataset.tokenizer.separator == end
 
 
-def test_a_separator_that_does_not_occur_is_refused(folder):
-    write(a_txt=verses(10))
+@pytest.mark.parametrize("files", [["a.txt"], ["a.txt", "b.txt"]])
+def test_a_separator_that_does_not_occur_is_refused(folder, files):
+    write(a_txt=verses(10), b_txt=verses(20))
     with pytest.raises(UserError, match=r"--separator '\|\|' divides nothing: a.txt"):
-        prepare.prepare("a_char", ["a.txt"], separator="||")
+        prepare.prepare("a_char", files, separator="||")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -109,17 +109,33 @@ def test_contexts_are_grouped_by_powers_of_two():
 
 
 def test_fill_replaces_what_is_marked_and_nothing_else():
-    text = "It <!--a-->1<!----> at\n<!--b-->| old |<!---->\n<!-- a remark --> <!--a-->7<!---->."
-    filled = (
-        "It <!--a-->2<!----> at\n<!--b-->\n| x |\n|---|\n<!---->\n"
-        "<!-- a remark --> <!--a-->2<!---->."
+    text = (
+        "It <!--mlp: a-->1<!----> at\n<!--mlp: b-->| old |<!---->\n"
+        "<!-- a remark --><!--TODO--> <!--mlp: a-->7<!---->."
     )
-    assert report.fill(text, {"a": "2", "b": "| x |\n|---|"}) == filled
+    filled = (
+        "It <!--mlp: a-->2<!----> at\n<!--mlp: b-->\n| x |\n|---|\n<!---->\n"
+        "<!-- a remark --><!--TODO--> <!--mlp: a-->2<!---->."
+    )
+    assert report.fill(text, {"mlp: a": "2", "mlp: b": "| x |\n|---|"}) == filled
+
+
+@pytest.mark.parametrize(
+    "text, mark",
+    [
+        ("<!--mlp: a-->1 mine <!--mlp: b-->2<!---->", "<!--mlp: a--> has no <!----> after it"),
+        ("<!--mlp: a-->1<!----> mine <!--mlp: b-->2", "<!--mlp: b--> has no <!----> after it"),
+        ("1<!----> mine <!--mlp: b-->2<!---->", "<!----> has no mark before it"),
+    ],
+)
+def test_fill_loses_no_prose_where_half_a_mark_is_missing(text, mark):
+    with pytest.raises(UserError, match=mark):
+        report.fill(text, {"mlp: a": "2", "mlp: b": "3"})
 
 
 def test_fill_suggests_a_name_for_an_unknown_value():
-    with pytest.raises(UserError, match="'c'; did you mean 'cc'"):
-        report.fill("<!--c-->1<!---->", {"cc": "2"})
+    with pytest.raises(UserError, match="'mlp: c'; did you mean 'mlp: cc'"):
+        report.fill("<!--mlp: c-->1<!---->", {"mlp: cc": "2"})
 
 
 def test_fill_says_how_to_measure_what_was_not_measured():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import arguments, stop_at
+from helpers import arguments, contents, stop_at
 
 from common import checkpoint
 from common.errors import UserError
@@ -15,6 +15,7 @@ from common.metrics import Metrics
 from train import main, train
 
 LAST = Path("out/tiny_last.pt")
+BEST = Path("out/tiny_best.pt")
 
 
 def test_a_new_run_keeps_all_files_of_a_finished_one(finished_run, tiny, capsys):
@@ -46,10 +47,28 @@ def test_a_run_that_diverged_at_once_can_be_started_again(dataset, tiny):
     assert not Path("out/tiny_last.prev.pt").exists()
 
 
-def test_a_foreign_file_is_not_taken_for_a_run(dataset, tiny):
+def test_a_run_that_can_not_be_read_is_not_replaced(dataset, tiny):
     LAST.parent.mkdir()
     torch.save({"model": {}}, LAST)
-    assert train(tiny())["finished"]
+    before = contents(Path("out"))
+    with pytest.raises(UserError, match="can't read out/tiny_last.pt, of an earlier run"):
+        train(tiny())
+    assert contents(Path("out")) == before
+
+
+def test_a_run_does_not_replace_the_checkpoint_that_it_starts_from(finished_run, tiny):
+    shutil.copy(BEST, "out/tiny_best.prev.pt")
+    before = contents(Path("out"))
+    with pytest.raises(UserError, match="would replace out/tiny_best.prev.pt"):
+        train(tiny(init_from="out/tiny_best.prev.pt"))
+    assert contents(Path("out")) == before
+
+
+def test_a_resumed_run_without_its_best_model_finds_a_new_one(finished_run, tiny, capsys):
+    BEST.unlink()
+    assert train(tiny(resume=True, max_steps=14, learning_rate=0.9))["finished"]
+    assert "best model from now on" in capsys.readouterr().out
+    assert BEST.exists()
 
 
 @pytest.mark.slow
