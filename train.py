@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common import checkpoint, distributed, run_state
 from common.arguments import load_config
 from common.checkpoint import SavedModel
-from common.cli import command, escape_controls, quote
+from common.cli import command, escape_controls, quote, typed
 from common.dataset import Dataset, load_dataset, windows
 from common.device import (
     autocast,
@@ -360,7 +360,7 @@ def conclude(run: Run, metrics: Metrics) -> float:
             f" {len(dataset.val):,} tokens, {dataset.bits_per_byte(loss):.4f} bits per byte"
         )
         print(f"--- sample ---\n{escape_controls(text)}\n---")
-        print(f"sample from it: python sample.py --ckpt {quote(str(path))}\ncurves: {curves}")
+        print(f"sample from it: {typed('sample.py')} --ckpt {quote(str(path))}\ncurves: {curves}")
     return loss
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import ROOT
 
 MARK = "\0"  # before the value of a text option: argparse removes "--" and refuses "-x"
 LESS_MEMORY = {  # what to try, by command
@@ -114,6 +115,11 @@ def fail(message: object, status: int = 1) -> int:
     """Prints the message on one line and returns the exit status."""
     print("error:", *str(message).splitlines(), file=sys.stderr)
     return status
+
+
+def typed(program: str) -> str:
+    """How to start one of the project's programs, such as train.py, from the current folder."""
+    return f"python {quote(os.path.relpath(ROOT / program))}"
 
 
 def quote(argument: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
-from helpers import arguments, start
+from helpers import ROOT, arguments, start
 
 from common import progress
 from common.progress import Progress, print_resume_command
@@ -51,11 +51,16 @@ def test_a_gradient_norm_that_overflowed_is_shown_as_infinite(tiny, clock, capsy
         ({"out_dir": "my runs"}, "--run_name=tiny --out_dir='my runs' --resume"),
     ],
 )
-def test_the_command_to_resume_has_the_name_and_folder_of_the_run(tiny, settings, options, capsys):
+def test_the_command_to_resume_has_the_name_and_folder_of_the_run(
+    tiny, settings, options, capsys, monkeypatch
+):
     print_resume_command(tiny(**settings), 1234)
     printed = capsys.readouterr().out
     assert "_last.pt at step 1,234; resume with: " in printed
-    assert printed.endswith(f"python train.py {options}\n")
+    assert printed.endswith(f"python {os.path.relpath(ROOT / 'train.py')} {options}\n")
+    monkeypatch.chdir(ROOT)
+    print_resume_command(tiny(**settings), 1234)
+    assert capsys.readouterr().out.endswith(f": python train.py {options}\n")
 
 
 def logged(config, clock, capsys, moments: list[tuple[int, float]]) -> list[str]:
