@@ -153,12 +153,11 @@ def read_settings() -> dict[str, Setting]:
             raise TypeError(f"the setting {field.name} needs a comment behind it, on its line")
         hint, text = hints[field.name], comments[field.name]
         union = typing.get_origin(hint) in (UnionType, typing.Union)
-        setting = Setting(
-            field.name, typing.get_args(hint) if union else (hint,), field.default, text
-        )
-        if len(setting.choices) > 1:
-            text += f" ({', '.join(setting.choices)})"
-        settings[field.name] = Setting(field.name, setting.types, field.default, text)
+        kinds = typing.get_args(hint) if union else (hint,)
+        choices = [choice for kind in kinds for choice in choices_of(kind)]
+        if len(choices) > 1:
+            text += f" ({', '.join(choices)})"
+        settings[field.name] = Setting(field.name, kinds, field.default, text)
     return settings
 
 
@@ -196,6 +195,7 @@ def convert(setting: Setting, value: object) -> object:
             if float in kinds:
                 return number
             if number.is_integer():  # 1e3 is a whole number too
+                # exact: a float has only 53 bits
                 return int(value) if str(value).isdigit() else int(number)
     if str in kinds and text is not None:
         return value
@@ -212,7 +212,7 @@ def intended(name: str) -> str | None:
     return NAMES_ELSEWHERE.get(name) or (near[0] if near else None)
 
 
-def unknown(name: str) -> str:
+def no_such_setting(name: str) -> str:
     """The error message for a name that is not a setting."""
     if name == "vocab_size":
         return "vocab_size comes from the dataset and can't be set"
@@ -226,7 +226,7 @@ def make_config(values: dict) -> Config:
     problems, converted = [], {}
     for name, value in values.items():
         if name not in SETTINGS:
-            problems.append(unknown(name))
+            problems.append(no_such_setting(name))
             continue
         try:
             converted[name] = convert(SETTINGS[name], value)
@@ -235,7 +235,8 @@ def make_config(values: dict) -> Config:
     try:
         config = Config(**converted)
     except ValueError as error:
-        wrong = values.keys() - converted.keys()  # their defaults may not fit the other settings
+        # these have their defaults in the Config: drop what it says about them
+        wrong = values.keys() - converted.keys()
         lines = str(error).splitlines()
         problems += [line for line in lines if not wrong & set(re.findall(r"\w+", line))]
     if problems:

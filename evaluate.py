@@ -62,7 +62,7 @@ def mean_loss(
         count += len(batch_starts) * length
     model.train(training)
 
-    loss_sum, count = distributed.total([loss_sum.item(), count])
+    loss_sum, count = distributed.all_reduce_sum([loss_sum.item(), count])
     return loss_sum / count
 
 

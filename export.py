@@ -59,7 +59,7 @@ FILES = {
     "tokenizer_config.json",
 }
 MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
-NOT_OURS = "{} already exists and is not an unchanged earlier export: choose another --out"
+NOT_OURS = "{} is not an earlier export, or was changed since: choose another --out"
 
 CARD = """\
 ---

@@ -252,6 +252,7 @@ class Attention(nn.Module):
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
         x = self.conv(x, cache)
+        # (B, T, 3 C) -> q, k and v, each (B, H, T, D)
         q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q.float()), self.k_norm(k.float())  # (B, H, T, D), in float32
         if rope is not None:
@@ -372,7 +373,7 @@ class GPT(nn.Module):
 
         An empty cache takes any number of positions, a filled one takes one at a time.
         """
-        start = cache.length if cache else 0
+        start = cache.length if cache is not None else 0
         end = start + idx.size(1)
         if end > self.config.block_size:
             raise ValueError(f"{end} positions exceed block_size {self.config.block_size}")
@@ -387,7 +388,7 @@ class GPT(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rope, cache)
-        if cache:
+        if cache is not None:
             cache.length = end
         return self.head(self.final_norm(x))
 
@@ -446,7 +447,7 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
         values, indices = logits.sort(descending=True)
         probs = values.softmax(-1)
         outside = probs.cumsum(-1) - probs >= top_p
-        outside[..., 0] = False  # the most likely token is always kept
+        outside[..., 0] = False  # keep the first even if top_p rounds to 0 in float32
         logits = logits.masked_fill(outside.scatter(-1, indices, outside), -math.inf)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
 

@@ -62,9 +62,9 @@ from common.tokenizer import (
 )
 from data import Corpus
 
-MIN_VOCABULARY = 256  # of a trained one
+MIN_VOCABULARY = 256  # tokens in a trained vocabulary
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
-JOB_CHARACTERS = 1 << 20  # that a thread tokenizes at once
+JOB_CHARACTERS = 1 << 20  # characters that a thread tokenizes at once
 MAX_WORKERS = 16  # threads; each needs tens of MB
 
 # ------------------------------------------------------------------------------------------------
@@ -319,17 +319,18 @@ def make_dataset(
     assignment = assign(found, val_fraction)
     documents = int((assignment != LEFT_OUT).sum())
 
+    noun = "document" if documents == 1 else "documents"
     too_few = UserError(
-        f"{sum(found.sizes):,} characters in {documents:,} document{'s'[: documents != 1]} are too"
-        " few for a training and a validation part"
+        f"{sum(found.sizes):,} characters in {documents:,} {noun} are too few for a training and a"
+        " validation part"
     )
     if not documents:
         raise too_few
 
-    # the tokenizer: a separator that training never shows would be a start that means nothing
+    # the tokenizer; no separator unless training sees one, because samples start from it
     several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
-    between = (separator or NUL) if separator or several[TRAIN] else None
-    if between == NUL in found.vocabulary and kind in ("char", "byte"):
+    between = separator or (NUL if several[TRAIN] else None)
+    if between == NUL and NUL in found.vocabulary and kind in ("char", "byte"):
         print("warning: the text has NUL characters, which stand for the end of a document here")
     if other:
         tokenizer = reuse_tokenizer(other, tokenizer_of, between, separator is not None)

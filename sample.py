@@ -124,7 +124,7 @@ def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
     """Lets the user and the model write a text in turn, until the input ends."""
     print("Type a line to add to the text, or just press Enter; then the model continues it.")
     print("Ctrl-C stops generating, Ctrl-D quits.")
-    print(text, end="")
+    print(escape_controls(text), end="")
     while True:
         try:
             typed = input("\n> ")

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common import checkpoint, distributed, run_state
 from common.arguments import load_config
 from common.checkpoint import SavedModel
-from common.cli import command, escape_controls, quote, typed
+from common.cli import command, command_for, escape_controls, quote
 from common.dataset import Dataset, load_dataset, windows
 from common.device import (
     autocast,
@@ -63,6 +63,7 @@ class Batches:
                 f" least {T + 1:,}: set a smaller block_size, or prepare more text"
             )
         self.tokens, self.config = tokens, config
+        # one window fewer than fits, so that the cuts can shift by up to T
         self.windows_per_epoch = max(1, (len(tokens) - T) // T)
         self.epoch_starts = lru_cache(maxsize=2)(self.shuffle)  # a batch rarely spans more
 
@@ -157,8 +158,8 @@ class Run:
             if config.dropout:
                 seeds = np.random.SeedSequence((config.seed, step, i, distributed.rank()))
                 torch.manual_seed(int(seeds.generate_state(1)[0]))
-            wait = distributed.world_size() > 1 and i < len(micro_batches) - 1
-            with self.forward.no_sync() if wait else nullcontext():
+            accumulating = distributed.world_size() > 1 and i < len(micro_batches) - 1
+            with self.forward.no_sync() if accumulating else nullcontext():
                 with autocast(device, self.dtype):
                     logits = self.forward(micro_batch[:, :-1])
                 micro_loss = next_token_loss(logits, micro_batch) * len(micro_batch) / len(ids)
@@ -243,7 +244,7 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
         )
     if distributed.is_first():
         prepare_missing(config.dataset)
-    distributed.wait()
+    distributed.barrier()
     dataset = load_dataset(config.dataset)
     config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
 
@@ -331,10 +332,10 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
     """Evaluates and prints. Returns whether this is the best model so far."""
     loss, best = run.evaluate()
     metrics.write(run.step, {"val/loss": loss})
-    part = run.config.eval_tokens
+    limit = run.config.eval_tokens
     progress.print(
         f"step {run.step:>6,} | validation loss {loss:.4f}"
-        + (f" on {part:,} tokens" if part < len(run.dataset.val) else "")
+        + (f" on ~{limit:,} tokens" if limit < len(run.dataset.val) else "")
         + f" | {run.dataset.bits_per_byte(loss):.4f} bits/byte"
         + (" | best" if best else "")
     )
@@ -344,7 +345,7 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
 def conclude(run: Run, metrics: Metrics) -> float:
     """Evaluates and samples the best model. Returns its loss on the whole validation split."""
     config, dataset, model = run.config, run.dataset, run.eval_model
-    distributed.wait()  # process 0 may still be writing the checkpoint
+    distributed.barrier()  # process 0 may still be writing the checkpoint
     path = config.path("best.pt")
     best, loss = checkpoint.load(path), run.best_val_loss
     model.load_state_dict(best.model)
@@ -360,7 +361,8 @@ def conclude(run: Run, metrics: Metrics) -> float:
             f" {len(dataset.val):,} tokens, {dataset.bits_per_byte(loss):.4f} bits per byte"
         )
         print(f"--- sample ---\n{escape_controls(text)}\n---")
-        print(f"sample from it: {typed('sample.py')} --ckpt {quote(str(path))}\ncurves: {curves}")
+        print(f"sample from it: {command_for('sample.py')} --ckpt {quote(str(path))}")
+        print(f"curves: {curves}")
     return loss
 
 

@@ -21,7 +21,7 @@ from common.device import pick_device
 from common.errors import UserError
 from common.files import ROOT
 from common.gpt2 import load_model
-from config import BOOLEANS, SETTINGS, Config, convert, intended, make_config, unknown
+from config import BOOLEANS, SETTINGS, Config, convert, intended, make_config, no_such_setting
 from model import GPTConfig
 
 DEFAULT_FILE = "configs/shakespeare_char.py"
@@ -97,24 +97,20 @@ def report_on_cpu(on_cpu: dict, values: dict) -> None:
 def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Config) -> None:
     """Prints which settings of a config file differ from those of a run that is resumed."""
     unused = {}
-    for name in (values | on_cpu).keys() - given.keys() - {"resume", "out_dir", "run_name"}:
-        in_file = []
-        for block in (values, on_cpu):
-            with suppress(KeyError, ValueError):
-                in_file.append(convert(SETTINGS[name], block[name]))
-        ours = getattr(config, name)
-        if in_file and ours not in in_file:
+    for name in SETTINGS:
+        in_file = [block[name] for block in (values, on_cpu) if name in block]
+        with suppress(ValueError):
+            in_file = [convert(SETTINGS[name], value) for value in in_file]
+        ours, own = getattr(config, name), name in given or name in PLACES
+        if in_file and ours not in in_file and not own:
             unused[name] = f"{name}={in_file[-1]} (the run has {ours})"
-    if not unused:
-        return
-    listed = ", ".join(unused[name] for name in SETTINGS if name in unused)
-    print(f"not used, because the run keeps its own settings: {listed} in {path}")
-    for names, advice in (
-        ([name for name in unused if name not in FIXED], "on the command line"),
-        ([name for name in unused if name in FIXED], "in a new run only"),
-    ):
-        if names:
-            print(f"{', '.join(sorted(names))} can be changed {advice}")
+    if unused:
+        listed = ", ".join(unused.values())
+        print(f"not used, because the run keeps its own settings: {listed} in {path}")
+    if free := [name for name in unused if name not in FIXED]:
+        print(f"to change {', '.join(free)}, use the command line")
+    if fixed := [name for name in unused if name in FIXED]:
+        print(f"{', '.join(fixed)} can be changed in a new run only")
 
 
 def shorter_warmup(values: dict, given: dict) -> dict:
@@ -135,7 +131,8 @@ def shorter_warmup(values: dict, given: dict) -> dict:
 
 
 def fine_tuning_rates(config: Config, given: dict) -> dict:
-    """Lower learning rates than the config's, which would undo much of what the model learned."""
+    """A tenth of the config's learning rates; the full ones would undo much of what the model
+    learned."""
     changes = {"learning_rate": config.learning_rate / FINE_TUNING_DIVISOR}
     if config.min_lr and "min_lr" not in given:
         changes["min_lr"] = config.min_lr / FINE_TUNING_DIVISOR
@@ -174,7 +171,6 @@ def parse_arguments(argv: list[str]) -> tuple[str | None, dict[str, str], bool]:
     parser.add_argument(
         "file",
         nargs="?",
-        default=DEFAULT_FILE,
         help="Python file with what differs from the defaults",
     )
     parser.add_argument(
@@ -204,7 +200,7 @@ def parse_arguments(argv: list[str]) -> tuple[str | None, dict[str, str], bool]:
         problems.append(f"on_cpu must be true or false, not {on_cpu!r}")
     for argument in others:
         if argument.startswith("-"):
-            problems.append(unknown(argument.removeprefix("--").split("=")[0]))
+            problems.append(no_such_setting(argument.removeprefix("--").split("=")[0]))
         elif not problems:  # else it may be the value of an unknown setting
             problems.append(f"unexpected argument {argument!r}; settings are written --name=value")
     if problems:
@@ -255,13 +251,15 @@ def read_file(path: str) -> tuple[dict, dict]:
         elif name.startswith("_") or callable(value) or isinstance(value, ModuleType):
             pass  # an import or a function
         elif intended(name):
-            problems.append(f"{unknown(name)} (a helper variable needs a name like _{name})")
+            problems.append(
+                f"{no_such_setting(name)} (a helper variable needs a name like _{name})"
+            )
         else:
             print(f"note: {name} in {path} is not a setting, so it is ignored")
     on_cpu = values.pop("on_cpu", {})
     if not isinstance(on_cpu, dict):
         raise UserError(f"config file {path}: on_cpu must be a dict(...), not {on_cpu!r}", status=2)
-    problems += [unknown(name) for name in [*values, *on_cpu] if name not in SETTINGS]
+    problems += [no_such_setting(name) for name in [*values, *on_cpu] if name not in SETTINGS]
     problems += [f"on_cpu can't set {name}" for name in PLACES if name in on_cpu]
     if problems:
         raise UserError(f"config file {path}: {'; '.join(problems)}", status=2)

@@ -74,13 +74,11 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
         except BrokenPipeError:  # `python sample.py | head`: the reader has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (
-            OSError
-        ) as error:  # a full disk, a folder that can't be written, a file that vanished
+        except OSError as error:  # a full disk, an unwritable folder, a file that vanished
             where = f": {error.filename}" if error.filename else ""
             return fail(f"{error.strerror or error}{where}")
         except (MemoryError, RuntimeError) as error:  # torch's out of memory is a RuntimeError
-            full = re.search("out of memory|allocate memory|overflow", str(error))
+            full = re.search("out of memory|allocate memory|calculation overflowed", str(error))
             if isinstance(error, RuntimeError) and not full:
                 raise
             script = Path(main.__code__.co_filename).name
@@ -117,9 +115,9 @@ def fail(message: object, status: int = 1) -> int:
     return status
 
 
-def typed(program: str) -> str:
-    """How to start one of the project's programs, such as train.py, from the current folder."""
-    return f"python {quote(os.path.relpath(ROOT / program))}"
+def command_for(script: str) -> str:
+    """How to run a script of the project, such as train.py, from the current folder."""
+    return f"python {quote(script if Path.cwd() == ROOT else str(ROOT / script))}"
 
 
 def quote(argument: str) -> str:

@@ -13,11 +13,8 @@ import torch.distributed as dist
 
 from common.errors import UserError
 
-# torchrun's, the last one only for restarts
-VARIABLES = (
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
-    "TORCHELASTIC_RESTART_COUNT",
-)
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it sets
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 def rank() -> int:
@@ -42,7 +39,7 @@ def is_first() -> bool:
 
 def restart_count() -> int:
     """How often torchrun has restarted this machine's processes after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return int(os.environ.get(RESTARTS, 0))
 
 
 def restarted() -> bool:
@@ -52,12 +49,12 @@ def restarted() -> bool:
 
 def check_environment() -> None:
     """Raises UserError if torchrun's variables are incomplete or wrong, as on some platforms."""
-    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    missing = [name for name in VARIABLES[:5] if name not in there]
-    numbers = [value for name, value in there.items() if name != "MASTER_ADDR"]
+    found = {name: os.environ[name] for name in (*TORCHRUN, RESTARTS) if name in os.environ}
+    missing = [name for name in TORCHRUN if name not in found]
+    numbers = [value for name, value in found.items() if name != "MASTER_ADDR"]
     wrong = not all(number.isdecimal() for number in numbers) or rank() >= world_size()
     if wrong or missing and world_size() > 1:
-        listed = ", ".join(f"{name}={value}" for name, value in there.items())
+        listed = ", ".join(f"{name}={value}" for name, value in found.items())
         lacking = f" without {', '.join(missing)}" if missing else ""
         raise UserError(
             f"the environment has {listed}{lacking}: start several processes with torchrun, or"
@@ -86,7 +83,7 @@ def group() -> Iterator[None]:
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backends, store=store, rank=rank(), world_size=world_size())
     yield
-    wait()  # with gloo, a process that exits early breaks the others' connections
+    barrier()  # with gloo, a process that exits early breaks the others' connections
     dist.destroy_process_group()
 
 
@@ -104,7 +101,7 @@ def exit_process(status: int) -> None:
     os._exit(status)
 
 
-def total(numbers: list[float]) -> list[float]:
+def all_reduce_sum(numbers: list[float]) -> list[float]:
     """The sum over all processes of each number, in float64. Every process has to call it."""
     if world_size() == 1:
         return numbers
@@ -115,9 +112,9 @@ def total(numbers: list[float]) -> list[float]:
 
 def any_process(*conditions: bool) -> list[bool]:
     """For each condition, whether it holds in any process. Every process has to call it."""
-    return [number > 0 for number in total([float(condition) for condition in conditions])]
+    return [number > 0 for number in all_reduce_sum([float(condition) for condition in conditions])]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Waits until every process gets here."""
-    total([0.0])
+    all_reduce_sum([0.0])

@@ -121,7 +121,8 @@ class NotText(UserError):
     """A file that can't be decoded."""
 
 
-NOT_TEXT = {b"\x1f\x8b": "compressed by gzip", b"PK\3\4": "a ZIP archive", b"%PDF-": "a PDF"}
+# how files begin that are not text
+SIGNATURES = {b"\x1f\x8b": "compressed by gzip", b"PK\3\4": "a ZIP archive", b"%PDF-": "a PDF"}
 
 
 def read_text(path: str | Path) -> str:
@@ -151,7 +152,7 @@ def read_pieces(
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"  # drops the mark
     with open(source, "rb") if isinstance(source, Path) else nullcontext(source) as file:
-        for start, kind in NOT_TEXT.items():
+        for start, kind in SIGNATURES.items():
             if file.peek(len(start)).startswith(start):
                 raise NotText(f"{name} is {kind}, not text")
 

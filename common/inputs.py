@@ -103,7 +103,10 @@ def read_inputs(
 
 
 def without_undecodable(files: list[Input], encoding: str) -> list[Input]:
-    """The files that can be decoded; prints which others there are. Raises UserError if all are."""
+    """The files that can be decoded; prints which others there are.
+
+    Raises UserError if none can.
+    """
     good, bad = [], []
     for file in files:
         try:
@@ -115,7 +118,9 @@ def without_undecodable(files: list[Input], encoding: str) -> list[Input]:
     if bad:
         print(f"left out {len(bad):,} of {len(files):,} files, not {encoding} text: {listed(bad)}")
     if not good:
-        raise UserError("no file is left: give their encoding, such as --encoding cp1252")
+        raise UserError(
+            "none of the files can be decoded: give their encoding, such as --encoding cp1252"
+        )
     return good
 
 

@@ -121,7 +121,7 @@ class Metrics:
                 try:
                     kept = [row for row in read_metrics(path) if row["step"] < start]
                 except UserError as error:
-                    raise UserError(f"{error}; without this file the run can go on") from None
+                    raise UserError(f"{error}; to resume without it, move it away") from None
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomically(path, lambda file: file.write(text.encode()))
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # complete lines, at once
@@ -158,7 +158,7 @@ class Metrics:
             return {}
         steps, seconds, lrs, losses, norms = zip(*self.pending)
         self.pending.clear()
-        losses = distributed.total(torch.stack(losses).tolist())
+        losses = distributed.all_reduce_sum(torch.stack(losses).tolist())
         norms = torch.stack(norms).tolist()
         for step, at, lr, loss, norm in zip(steps, seconds, lrs, losses, norms):
             values = {"train/loss": loss / distributed.world_size(), "train/lr": lr}

@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 from common import distributed
-from common.cli import quote, typed
+from common.cli import command_for, quote
 from common.dataset import Dataset
 from common.metrics import Metrics
 from config import Config
@@ -45,7 +45,7 @@ def print_resume_command(config: Config, step: int) -> None:
     folder = f" --out_dir={quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
     print(
         f"saved {config.path('last.pt')} at step {step:,}; resume with:"
-        f" {typed('train.py')} --run_name={quote(config.run_name)}{folder} --resume"
+        f" {command_for('train.py')} --run_name={quote(config.run_name)}{folder} --resume"
     )
 
 

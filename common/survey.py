@@ -5,7 +5,7 @@ import random
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,7 +14,14 @@ import numpy as np
 from common.dataset import SPLITS
 from common.errors import UserError, listed
 from common.files import BLOCK_BYTES, cut
-from common.tokenizer import CODE_POINTS, END_OF_TEXT, Tokenizer, UnknownCharacters, code_points
+from common.tokenizer import (
+    CODE_POINTS,
+    END_OF_TEXT,
+    Tokenizer,
+    UnknownCharacters,
+    code_points,
+    known_line_ends,
+)
 from data import END, Corpus, Text
 
 SPLIT_SEED = 1337  # decides which documents are for validation
@@ -23,7 +30,7 @@ SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
 SAMPLE_WORDS = 3_000_000  # bytes of distinct words in them: training needs 130 times as much memory
 WORD = re.compile(r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+")  # much like common.bpe.PATTERN
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
-MOST_LOST = 0.1  # of a text, which --replace_unknown may leave out
+MOST_LOST = 0.1  # fraction of a text that --replace_unknown may leave out
 CHANGED = "the text has changed while it was being read: try again"
 PLAIN = {  # what --replace_unknown writes for typographic characters
     "\u2018": "'",
@@ -164,7 +171,7 @@ def survey(corpus: Corpus) -> Survey:
         try:
             content = text.encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError("the text has halves of characters: is its encoding right?") from None
+            raise UserError("the text has half characters (surrogates): check --encoding") from None
         hashed.add(number, content)
         # dropping ASCII already seen, usually all of it, is faster than checking every character
         if new := content.translate(None, delete=known):
@@ -312,12 +319,12 @@ def substitutes(unknown: str, characters: str) -> dict[str, str]:
     return found
 
 
-def replaced(corpus: Corpus, substitutes: dict[str, str]) -> Corpus:
-    table = str.maketrans(substitutes)
+def changed(corpus: Corpus, change: Callable[[str], str]) -> Corpus:
+    """The corpus with each piece of its text changed."""
 
     def text(pieces: Text) -> Text:
         for piece in pieces:
-            yield piece.translate(table) if piece else piece
+            yield change(piece) if piece else piece
 
     validation = corpus.validation and (lambda: text(corpus.validation()))
     return Corpus(corpus.source, lambda: text(corpus.text()), validation)
@@ -332,19 +339,23 @@ def fit(
     """
     if tokenizer.kind != "char":
         return corpus, found
+    if "\r" in found.vocabulary and "\r" not in tokenizer.characters:
+        corpus = changed(corpus, lambda piece: known_line_ends(piece, tokenizer))
+        found = survey(corpus)
     unknown = "".join(sorted(set(found.vocabulary) - set(tokenizer.characters)))
-    if unknown and unknown != "\r" and not replace_unknown:
+    if not unknown:
+        return corpus, found
+    if not replace_unknown:
         raise UserError(
             f"{dataset}'s tokenizer can't encode this text: it has"
             f" {UnknownCharacters(unknown)}; replace them with --replace_unknown, or prepare both"
             " datasets with bytes (..._byte)"
         )
-    if not unknown:
-        return corpus, found
     written = substitutes(unknown, tokenizer.characters)
     shown = listed([f"{character!r} by {text!r}" for character, text in written.items()])
     print(f"replaced characters that {dataset} does not know: {shown}")
-    corpus = replaced(corpus, written)
+    table = str.maketrans(written)
+    corpus = changed(corpus, lambda piece: piece.translate(table))
     new = survey(corpus)
     lost = 1 - sum(new.sizes) / sum(found.sizes)
     if lost > MOST_LOST:

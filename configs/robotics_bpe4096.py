@@ -33,5 +33,5 @@ learning_rate = 6e-3
 min_lr = 0
 warmup_steps = 50
 weight_decay = 1.0
-max_steps = 3500  # 6 epochs of 8,000 abstracts
-eval_interval = 350
+max_steps = 2000  # about 6 epochs of the 4,500 abstracts that are left for training
+eval_interval = 200

@@ -425,10 +425,12 @@ def comparison_table(study: Study, rows: list[dict]) -> str:
 
 
 def early_and_late_table(study: Study, rows: list[dict]) -> str:
-    """Each arm's difference from the first one at the first evaluation and in the end."""
+    """Each arm's difference from the first one, after the first evaluation interval and in the
+    end."""
     early, lines = [], []
     for row in rows:
-        value = row["val_losses"][:2][-1]  # in nats per token
+        # in nats per token; [0] is of the untrained model, the only one if the run diverged early
+        value = row["val_losses"][:2][-1]
         if study.unit == "bits_per_byte" and row["diverged"] is None:
             value *= row["bits_per_byte"] / row["final"]
         early.append(row | {study.unit: value})

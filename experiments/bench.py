@@ -43,7 +43,7 @@ from common.cli import Parser, command
 from common.dataset import Dataset
 from common.device import has_bfloat16, pick_device, pick_weights_dtype, reuse_memory
 from common.errors import UserError
-from common.files import data_dir
+from common.files import ROOT, data_dir
 from common.gpt2 import optional_package
 from common.metrics import read_metrics
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
@@ -53,7 +53,6 @@ from experiments.runs import RESULTS, machine, markdown
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 from train import Run
 
-ROOT = Path(__file__).parent.parent
 VOCAB_SIZE = 65  # of Shakespeare's characters
 SHAPES = {  # what to train: settings, and the number of steps to time
     "0.8M": (dict(n_layers=4, n_heads=4, d_model=128, block_size=128, batch_size=16), 60),

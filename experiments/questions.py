@@ -376,10 +376,8 @@ def main(argv: list[str]) -> None:
         "scores": scores_by_width(),
         "norm_times": norm_times(base),
     }
-    short_runs, seeds = (
-        (gradients, scaling_of_scores, without_mask, weight_decay),
-        args.seeds or SEEDS,
-    )
+    short_runs = (gradients, scaling_of_scores, without_mask, weight_decay)
+    seeds = args.seeds or SEEDS
     with tqdm(total=len(short_runs) * seeds, unit="comparison") as bar:
         for measure in short_runs:
             measured[measure.__name__] = []

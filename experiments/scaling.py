@@ -55,9 +55,8 @@ HELD_OUT = (
 RATES = (2e-3, 4e-3, 8e-3)  # where the search for learning rates begins
 RATE_SIZES = (SIZES[0], SIZES[2], SIZES[4])
 RATE_BUDGET = 1_000_000
-RATE_STEPS = (
-    RATE_BUDGET // BASE.tokens_per_step
-)  # --steps changes them, and all others in proportion
+# --steps changes these, and all others in proportion
+RATE_STEPS = RATE_BUDGET // BASE.tokens_per_step
 EPOCHS = 6  # of the short text
 SEEDS = 2  # of the runs on long text
 STARTS = 8  # starting points of a fit

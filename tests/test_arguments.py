@@ -191,8 +191,13 @@ def test_a_resumed_run_has_the_settings_of_its_checkpoint(finished_run, config_f
     assert printed.startswith("changed for the rest of the run: max_steps=16 (was 12)\n")
     assert "n_layers=7 (the run has 2)" in printed
     assert "n_heads=8 (the run has 2)" in printed
-    assert "n_heads, n_layers can be changed in a new run only" in printed
+    assert "n_layers, n_heads can be changed in a new run only" in printed
     assert "max_steps=999" not in printed  # the command line sets it
+
+
+def test_a_run_of_another_name_is_not_compared_with_the_default_config(finished_run, capsys):
+    load_config(["--run_name=tiny", "--resume"])
+    assert "not used" not in capsys.readouterr().out
 
 
 def test_a_moved_run_can_be_resumed(finished_run, config_file, capsys):

@@ -179,7 +179,7 @@ TABLE = [
     (
         ["export.py", "--ckpt", BEST, "--out", "out"],
         1,
-        "out already exists and is not an unchanged",
+        "out is not an earlier export, or was changed",
     ),
     (["plot.py"], 2, "metrics"),
     (["plot.py", "none.jsonl"], 1, "can't read none.jsonl"),

@@ -17,10 +17,7 @@ pytestmark = pytest.mark.slow
 def test_from_text_to_generated_text(dataset, empty_config):
     status, output, error = run("train.py", empty_config, *arguments())
     assert status == 0, error
-    assert (
-        f"sample from it: python {os.path.relpath(ROOT / 'sample.py')} --ckpt out/tiny_best.pt"
-        in output
-    )
+    assert f"sample from it: python {ROOT / 'sample.py'} --ckpt out/tiny_best.pt" in output
 
     options = ["--prompt", "the ", "--max_new_tokens", "20"]
     status, output, error = run("sample.py", "--ckpt", "out/tiny_best.pt", *options)
@@ -42,7 +39,7 @@ def test_a_signal_ends_training_with_a_checkpoint(dataset, empty_config, number)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
-    assert f"python {os.path.relpath(ROOT / 'train.py')} --run_name=tiny --resume" in output
+    assert f"python {ROOT / 'train.py'} --run_name=tiny --resume" in output
     assert checkpoint.load("out/tiny_last.pt").step >= 50
 
 

@@ -87,9 +87,9 @@ def test_without_torchrun_this_is_the_only_process():
     assert distributed.world_size() == 1
     assert distributed.is_first()
     assert not distributed.restarted()
-    assert distributed.total([1.5, 2.0]) == [1.5, 2.0]
+    assert distributed.all_reduce_sum([1.5, 2.0]) == [1.5, 2.0]
     assert distributed.any_process(True, False) == [True, False]
-    distributed.wait()
+    distributed.barrier()
 
 
 @pytest.mark.parametrize(

@@ -373,7 +373,7 @@ def test_an_export_that_was_fine_tuned_is_not_replaced(folder, capsys):
     before = contents(folder)
     capsys.readouterr()
     assert run_export() == 1
-    assert "is not an unchanged earlier export" in error_line(capsys)
+    assert "is not an earlier export, or was changed since" in error_line(capsys)
     assert contents(folder) == before
 
 
@@ -405,7 +405,7 @@ def test_anything_else_is_not_replaced(folder, capsys, path, text):
     path.write_text(text)
     before = contents(folder)
     assert run_export(path.parts[0]) == 1
-    assert "is not an unchanged earlier export" in error_line(capsys)
+    assert "is not an earlier export, or was changed since" in error_line(capsys)
     assert contents(folder) == before
 
 

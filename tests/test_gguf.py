@@ -73,7 +73,7 @@ def test_an_earlier_file_is_replaced_and_anything_else_is_not(folder, capsys):
     for out in ("foreign.gguf", "folder", "run_best.pt"):
         capsys.readouterr()
         assert run_export(out) == 1
-        assert "is not an unchanged earlier export" in error_line(capsys)
+        assert "is not an earlier export, or was changed since" in error_line(capsys)
     assert contents(folder) == before
 
 

@@ -52,12 +52,13 @@ def test_a_gradient_norm_that_overflowed_is_shown_as_infinite(tiny, clock, capsy
     ],
 )
 def test_the_command_to_resume_has_the_name_and_folder_of_the_run(
-    tiny, settings, options, capsys, monkeypatch
+    tiny, settings, options, capsys, monkeypatch, tmp_path
 ):
+    monkeypatch.chdir(tmp_path)
     print_resume_command(tiny(**settings), 1234)
     printed = capsys.readouterr().out
     assert "_last.pt at step 1,234; resume with: " in printed
-    assert printed.endswith(f"python {os.path.relpath(ROOT / 'train.py')} {options}\n")
+    assert printed.endswith(f"python {ROOT / 'train.py'} {options}\n")
     monkeypatch.chdir(ROOT)
     print_resume_command(tiny(**settings), 1234)
     assert capsys.readouterr().out.endswith(f": python train.py {options}\n")
@@ -101,7 +102,7 @@ def test_the_last_step_is_logged_and_no_step_twice(dataset, tiny, capsys):
 def test_losses_on_a_part_of_the_validation_split_say_so(dataset, tiny, capsys):
     train(tiny(eval_tokens=64))
     printed = capsys.readouterr().out
-    assert " on 64 tokens" in printed
+    assert " on ~64 tokens" in printed
     assert "best model (step 12): validation loss" in printed
     assert " on all " in printed
 
