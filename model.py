@@ -138,7 +138,7 @@ class Dropout(nn.Module):
     def forward(self, x):
         if not x.is_cpu or not self.training or not self.rate:
             return F.dropout(x, self.rate, self.training)
-        dropped = min(round(256 * self.rate), 255)
+        dropped = max(1, min(round(256 * self.rate), 255))
         words = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
         random_bytes = words.view(torch.uint8)[: x.numel()].view_as(x)
         return x * (random_bytes >= dropped).to(x.dtype) * (256 / (256 - dropped))

@@ -242,9 +242,7 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
             f" in micro-batches of {micro_batch}",
             status=2,
         )
-    if distributed.is_first():
-        prepare_missing(config.dataset)
-    distributed.barrier()
+    distributed.on_first(prepare_missing, config.dataset)
     dataset = load_dataset(config.dataset)
     config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
 
@@ -269,8 +267,7 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
         run.forward = DistributedDataParallel(run.forward)
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     print_summary(config, dataset, run.model, epochs, choices)
-    if distributed.is_first():
-        run_state.prepare_folder(run)
+    distributed.on_first(run_state.prepare_folder, run)
 
     # train
     path, overflows = config.path("metrics.jsonl"), run.scaler.is_enabled()
@@ -305,7 +302,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
                 timer.saved()
 
             # end, at the last step or when the loss no longer improves
-            impatient = run_state.out_of_patience(
+            impatient = evaluate and run_state.out_of_patience(
                 step, run.best_step, config.eval_interval, config.patience
             )
             if not last and impatient:

@@ -10,7 +10,7 @@ import runpy
 import textwrap
 import traceback
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -52,7 +52,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
 
     # an interrupted run: its own settings, overridden by the command line only
     last = early.path("last.pt")
-    if early.resume or distributed.restarted() and last.exists():
+    if early.resume:
         saved = checkpoint.load(last)
         changes = given | {"out_dir": early.out_dir, "run_name": early.run_name, "resume": True}
         config = resumed_config(saved, changes)
@@ -81,6 +81,12 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     config = make_config(values | given)
     if early.init_from and "learning_rate" not in given:
         config = make_config(values | given | fine_tuning_rates(config, given))
+
+    # torchrun has restarted the processes: go on with this run, but not with another of its name
+    if distributed.restarted() and last.exists():
+        begun = checkpoint.load(last)
+        if replace(begun.settings(), vocab_size=None, resume=False) == config:
+            return replace(config, resume=True), begun
     return config, saved
 
 

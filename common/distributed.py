@@ -5,7 +5,7 @@ With a single process every function here does nothing, or returns its argument.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -113,6 +113,20 @@ def all_reduce_sum(numbers: list[float]) -> list[float]:
 def any_process(*conditions: bool) -> list[bool]:
     """For each condition, whether it holds in any process. Every process has to call it."""
     return [number > 0 for number in all_reduce_sum([float(condition) for condition in conditions])]
+
+
+def on_first(function: Callable, *arguments) -> None:
+    """Calls the function in process 0; if it raises UserError, the others end without a word."""
+    failure = None
+    if is_first():
+        try:
+            function(*arguments)
+        except UserError as error:
+            failure = error
+    if any_process(failure is not None)[0]:
+        if failure:
+            raise failure
+        exit_process(1)
 
 
 def barrier() -> None:

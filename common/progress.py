@@ -43,9 +43,13 @@ def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, c
 def print_resume_command(config: Config, step: int) -> None:
     """Prints how to continue a run that was stopped."""
     folder = f" --out_dir={quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
+    program = command_for("train.py")
+    if distributed.world_size() > 1:
+        torchrun = f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"
+        program = program.replace("python", torchrun, 1)
     print(
         f"saved {config.path('last.pt')} at step {step:,}; resume with:"
-        f" {command_for('train.py')} --run_name={quote(config.run_name)}{folder} --resume"
+        f" {program} --run_name={quote(config.run_name)}{folder} --resume"
     )
 
 

@@ -13,6 +13,7 @@ from common.metrics import check_not_running
 from common.muon import Muon
 from common.tokenizer import TrainedBPETokenizer, difference
 from config import Config
+from evaluate import mean_loss
 
 FILES = ("best.pt", "last.pt", "metrics.jsonl", "curves.png")
 
@@ -151,10 +152,16 @@ def resume(run, saved: Checkpoint) -> None:
         ) from None
     run.step, run.id = saved.step, saved.run_id
     run.best_step, run.best_val_loss = saved.best_step, saved.best_val_loss
-    best = run.config.path("best.pt")
+    before, config = saved.settings(), run.config
+    if before.eval_interval != config.eval_interval:
+        run.best_step = run.step  # patience counts evaluations: from here on
+    best = config.path("best.pt")
     if saved.best_step and not best.exists():
         print(f"note: {best} is missing, so the best model from now on takes its place")
         run.best_val_loss = math.inf
+    elif before.eval_tokens != config.eval_tokens and best.exists():
+        model, _ = checkpoint.load(best).build(run.model.device)  # its loss on the same tokens
+        run.best_val_loss = mean_loss(model, run.dataset.val, run.dtype, config.eval_tokens)
 
 
 def init_from(run, saved: SavedModel) -> None:

@@ -261,6 +261,8 @@ def test_a_run_restarted_by_torchrun_resumes(finished_run, monkeypatch, restarts
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
     config, _ = load_config(["tiny.py"])
     assert config.resume == resume
+    config, _ = load_config(["tiny.py", "--learning_rate=0.1"])  # a new run of an old name
+    assert not config.resume
 
 
 def test_a_run_restarted_before_its_first_save_begins_again(finished_run, monkeypatch):

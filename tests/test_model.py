@@ -288,7 +288,7 @@ def test_attention_on_a_cpu_in_bfloat16_equals_pytorchs(length):
         assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.999])
 def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
     torch.manual_seed(0)
     x = torch.ones(99, 1001, requires_grad=True)

@@ -149,6 +149,22 @@ def test_patience_ends_a_run_that_no_longer_improves(noise, tiny, capsys):
     assert len(resumed["steps"]) == len(result["steps"]) + 10
 
 
+def test_patience_counts_from_the_step_where_the_interval_changed(dataset, tiny):
+    settings = {"learning_rate": 1e-30, "warmup_steps": 0, "max_steps": 12}
+    train(tiny(**settings, eval_interval=6))
+    settings |= {"max_steps": 40, "eval_interval": 2, "patience": 3}
+    resumed = train(tiny(**settings, resume=True))
+    assert resumed["val_steps"][-4:] == [12, 14, 16, 18]
+
+
+def test_losses_on_other_parts_of_the_split_are_not_compared(noise, tiny):
+    train(tiny(**noise, max_steps=20, eval_tokens=16))
+    result = train(tiny(**noise, max_steps=30, resume=True))
+    best, _ = checkpoint.load(BEST).build(CPU)
+    loss = mean_loss(best, load_dataset("noise_char").val, torch.float32)
+    assert result["best_val_loss"] == pytest.approx(loss)
+
+
 @pytest.mark.parametrize("interval, saved", [("5", 5), ("0", 0), ("0.00001min", 8)])
 def test_save_interval_limits_what_a_crash_costs(dataset, tiny, monkeypatch, interval, saved):
     def crash(_, step):
