@@ -1,7 +1,8 @@
 # python train.py configs/shakespeare_best.py
 #
-# The lowest loss that two CPU cores reach in an hour: 10,661,376 parameters read Shakespeare
-# eight times, with a short convolution and strong regularization.
+# The lowest loss on Shakespeare that we have found: 10,661,376 parameters read it eight times, with
+# a short convolution and strong regularization. Validation loss 1.397 (one run) after 61 minutes on 2
+# cores of an Intel Xeon with bfloat16.
 # There is no on_cpu block: these settings are meant for a CPU.
 
 run_name = "lowest"
