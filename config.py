@@ -100,7 +100,7 @@ class Config(GPTConfig):
         try:
             self.path("")
         except RuntimeError:
-            found.append(f"out_dir: there is no such user's home folder, {self.out_dir!r}")
+            found.append(f"out_dir {self.out_dir!r} names an unknown user")
         return found
 
     def path(self, ending: str) -> Path:
@@ -212,13 +212,13 @@ def intended(name: str) -> str | None:
     return NAMES_ELSEWHERE.get(name) or (near[0] if near else None)
 
 
-def no_such_setting(name: str) -> str:
+def unknown_setting(name: str) -> str:
     """The error message for a name that is not a setting."""
     if name == "vocab_size":
         return "vocab_size comes from the dataset and can't be set"
     meant = intended(name)
-    hint = f"did you mean {meant}?" if meant else "python train.py --help lists all"
-    return f"there is no setting {name}: {hint}"
+    hint = f"did you mean {meant}?" if meant else "python train.py --help lists them all"
+    return f"unknown setting {name}: {hint}"
 
 
 def make_config(values: dict) -> Config:
@@ -226,7 +226,7 @@ def make_config(values: dict) -> Config:
     problems, converted = [], {}
     for name, value in values.items():
         if name not in SETTINGS:
-            problems.append(no_such_setting(name))
+            problems.append(unknown_setting(name))
             continue
         try:
             converted[name] = convert(SETTINGS[name], value)

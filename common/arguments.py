@@ -21,7 +21,7 @@ from common.device import pick_device
 from common.errors import UserError
 from common.files import ROOT
 from common.gpt2 import load_model
-from config import BOOLEANS, SETTINGS, Config, convert, intended, make_config, no_such_setting
+from config import BOOLEANS, SETTINGS, Config, convert, intended, make_config, unknown_setting
 from model import GPTConfig
 
 DEFAULT_FILE = "configs/shakespeare_char.py"
@@ -30,8 +30,9 @@ ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTI
 SHAPE = [name for name in ARCHITECTURE if name != "dropout"]
 # what a resumed run can't change
 FIXED = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer", "init_from"]
+WHICH_RUN = ("resume", "out_dir", "run_name")
 # what decides where the other settings come from; an on_cpu block can't set it
-PLACES = ("resume", "out_dir", "run_name", "init_from", "device")
+SOURCES = (*WHICH_RUN, "init_from", "device")
 FINE_TUNING_DIVISOR = 10  # of the learning rate of training from scratch
 INDENT = " " * 9
 
@@ -45,7 +46,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     file, given, on_cpu_allowed = parse_arguments(argv)
     path = find_file(file or DEFAULT_FILE)
     values, on_cpu = read_file(path)
-    early = make_config({name: v for name, v in (values | given).items() if name in PLACES})
+    early = make_config({name: v for name, v in (values | given).items() if name in SOURCES})
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
         on_cpu = {}
@@ -107,7 +108,7 @@ def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Co
         in_file = [block[name] for block in (values, on_cpu) if name in block]
         with suppress(ValueError):
             in_file = [convert(SETTINGS[name], value) for value in in_file]
-        ours, own = getattr(config, name), name in given or name in PLACES
+        ours, own = getattr(config, name), name in given or name in WHICH_RUN
         if in_file and ours not in in_file and not own:
             unused[name] = f"{name}={in_file[-1]} (the run has {ours})"
     if unused:
@@ -158,7 +159,7 @@ def resumed_config(saved: Checkpoint, changes: dict) -> Config:
     if refused := [texts[name] for name in changed if name in FIXED]:
         listed = ", ".join(refused)
         raise UserError(f"a resumed run can't have {listed}; start a new one without --resume", 2)
-    others = [texts[name] for name in changed if name not in ("out_dir", "run_name", "resume")]
+    others = [texts[name] for name in changed if name not in WHICH_RUN]
     if others:
         print(f"changed for the rest of the run: {', '.join(others)}")
     return config
@@ -206,7 +207,7 @@ def parse_arguments(argv: list[str]) -> tuple[str | None, dict[str, str], bool]:
         problems.append(f"on_cpu must be true or false, not {on_cpu!r}")
     for argument in others:
         if argument.startswith("-"):
-            problems.append(no_such_setting(argument.removeprefix("--").split("=")[0]))
+            problems.append(unknown_setting(argument.removeprefix("--").split("=")[0]))
         elif not problems:  # else it may be the value of an unknown setting
             problems.append(f"unexpected argument {argument!r}; settings are written --name=value")
     if problems:
@@ -258,15 +259,15 @@ def read_file(path: str) -> tuple[dict, dict]:
             pass  # an import or a function
         elif intended(name):
             problems.append(
-                f"{no_such_setting(name)} (a helper variable needs a name like _{name})"
+                f"{unknown_setting(name)} (a helper variable needs a name like _{name})"
             )
         else:
             print(f"note: {name} in {path} is not a setting, so it is ignored")
     on_cpu = values.pop("on_cpu", {})
     if not isinstance(on_cpu, dict):
         raise UserError(f"config file {path}: on_cpu must be a dict(...), not {on_cpu!r}", status=2)
-    problems += [no_such_setting(name) for name in [*values, *on_cpu] if name not in SETTINGS]
-    problems += [f"on_cpu can't set {name}" for name in PLACES if name in on_cpu]
+    problems += [unknown_setting(name) for name in [*values, *on_cpu] if name not in SETTINGS]
+    problems += [f"on_cpu can't set {name}" for name in SOURCES if name in on_cpu]
     if problems:
         raise UserError(f"config file {path}: {'; '.join(problems)}", status=2)
     return values, on_cpu

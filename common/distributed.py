@@ -116,7 +116,7 @@ def any_process(*conditions: bool) -> list[bool]:
 
 
 def on_first(function: Callable, *arguments) -> None:
-    """Calls the function in process 0; if it raises UserError, the others end without a word."""
+    """Calls the function in process 0; if it raises UserError, the others exit silently."""
     failure = None
     if is_first():
         try:

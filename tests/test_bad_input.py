@@ -108,7 +108,7 @@ TABLE = [
     (train_new(block_size=8000), 1, "set a smaller block_size"),
     (train_new(d_model="1e12"), 1, "out of memory"),
     (train_new(d_model="1e18"), 1, "out of memory"),
-    (train_new(out_dir="~no-such-user/x"), 2, "out_dir: there is no such user's home folder"),
+    (train_new(out_dir="~no-such-user/x"), 2, "names an unknown user"),
     # settings: names
     (train_new(bacth_size=8), 2, "did you mean batch_size?"),
     (train_new(vocab_size=70), 2, "vocab_size comes from the dataset"),
@@ -132,7 +132,7 @@ TABLE = [
     (["train.py", BEST], 2, f"is a checkpoint, not a config file: --init_from={BEST}"),
     (["train.py", "number.py", "--device=cpu"], 2, "on_cpu must be a dict"),
     (["train.py", "nested.py", "--device=cpu"], 2, "did you mean n_layers?"),
-    (["train.py", "key.py", "--device=cpu"], 2, "there is no setting 4"),
+    (["train.py", "key.py", "--device=cpu"], 2, "unknown setting 4"),
     # resuming and fine-tuning
     (["train.py", "tiny.py", "--run_name=absent", "--resume"], 1, "there is no checkpoint"),
     ([*RESUME, "--n_layers=3"], 2, "a resumed run can't have n_layers=3 (was 2)"),

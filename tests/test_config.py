@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT
 
 from common.arguments import load_config
-from config import SETTINGS, Config, convert, make_config, no_such_setting
+from config import SETTINGS, Config, convert, make_config, unknown_setting
 from model import GPT
 
 SHIPPED = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -60,16 +60,16 @@ def test_the_values_of_every_choice_are_accepted():
     "name, near", [("n_layer", "n_layers"), ("N_LAYERS", "n_layers"), ("bacth_size", "batch_size")]
 )
 def test_an_unknown_name_is_reported_with_a_similar_one(name, near):
-    assert no_such_setting(name) == f"there is no setting {name}: did you mean {near}?"
+    assert unknown_setting(name) == f"unknown setting {name}: did you mean {near}?"
 
 
 def test_an_unknown_name_without_a_similar_one_points_to_the_help():
-    assert no_such_setting("xyz") == "there is no setting xyz: python train.py --help lists all"
+    assert unknown_setting("xyz") == "unknown setting xyz: python train.py --help lists them all"
 
 
 def test_vocab_size_is_not_a_setting():
     assert "vocab_size" not in SETTINGS
-    assert no_such_setting("vocab_size") == "vocab_size comes from the dataset and can't be set"
+    assert unknown_setting("vocab_size") == "vocab_size comes from the dataset and can't be set"
 
 
 def test_the_learning_rate_ends_at_a_tenth_by_default():
