@@ -173,6 +173,9 @@ NAMES_ELSEWHERE = {  # in nanoGPT and transformers
     "min_learning_rate": "min_lr",
     "gradient_accumulation_steps": "micro_batch_size",
     "eval_iters": "eval_tokens",
+    "decay_lr": "min_lr",
+    "wandb_log": "wandb_mode",
+    "wandb_run_name": "run_name",
 }
 BOOLEANS = {"true": True, "false": False}
 

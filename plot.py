@@ -53,7 +53,7 @@ def sentence(name: str, rows: list[dict]) -> str:
     if not len(steps) or not evaluated.any():
         return ""
     return (
-        f"{name}: validation loss {val_losses[evaluated > 0].min():.3f} at best,"
+        f"{name}: validation loss {val_losses.min():.3f} at best,"
         f" training loss {smooth(losses)[-1]:.3f} after {steps[-1] + 1:,} steps"
     )
 

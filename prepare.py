@@ -220,8 +220,8 @@ def train_tokenizer(size: int, texts: list[str], separator: str | None) -> Train
     if (most := tokenizer.vocab_size) < size:
         smaller = f"bpe{1 << most.bit_length() - 1}" if most >= MIN_VOCABULARY else "byte"
         raise UserError(
-            f"the training text fills a vocabulary of {most:,} tokens only, not {size:,}: use a"
-            f" smaller one (..._{smaller}) or more text"
+            f"the training text yields only {most:,} tokens, not {size:,}: use a smaller"
+            f" vocabulary (..._{smaller}) or more text"
         )
     return tokenizer
 

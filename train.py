@@ -59,8 +59,8 @@ class Batches:
         T = config.block_size
         if len(tokens) <= T:
             raise UserError(
-                f"{config.dataset} has {len(tokens):,} training tokens, block_size={T} needs at"
-                f" least {T + 1:,}: set a smaller block_size, or prepare more text"
+                f"{config.dataset} has {len(tokens):,} training tokens, but block_size={T} needs"
+                f" at least {T + 1:,}: set a smaller block_size, or prepare more text"
             )
         self.tokens, self.config = tokens, config
         # one window fewer than fits, so that the cuts can shift by up to T
@@ -131,7 +131,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = GPT(config).to(device)
         self.forward = self.model  # train() may put a compiled or distributed wrapper here
-        self.average = copy.deepcopy(self.model) if config.ema_decay else None
+        self.ema_model = copy.deepcopy(self.model) if config.ema_decay else None
         self.optimizers = make_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.step, self.best_step, self.best_val_loss = 0, 0, math.inf
@@ -140,7 +140,7 @@ class Run:
     @property
     def eval_model(self) -> GPT:
         """The model to evaluate, save and sample: the moving average if there is one."""
-        return self.average or self.model
+        return self.ema_model or self.model
 
     def update(self, step: int):
         """Makes one optimizer step.
@@ -182,24 +182,12 @@ class Run:
         self.scaler.update()
 
         # update the moving average; a low decay at first soon forgets the random initial weights
-        if self.average:
+        if self.ema_model:
             decay = min(config.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
-                weights, average = list(self.model.parameters()), list(self.average.parameters())
+                weights, average = list(self.model.parameters()), list(self.ema_model.parameters())
                 torch._foreach_lerp_(average, weights, 1 - decay)
         return loss, norm
-
-    def evaluate(self) -> tuple[float, bool]:
-        """Returns the validation loss, and whether this is the best model so far.
-
-        Untrained weights never count as best.
-        """
-        loss = mean_loss(self.eval_model, self.dataset.val, self.dtype, self.config.eval_tokens)
-        trained = self.step > 0 or self.config.init_from is not None
-        best = trained and loss < self.best_val_loss
-        if best:
-            self.best_step, self.best_val_loss = self.step, loss
-        return loss, best
 
     def sample(self, length: int) -> str:
         """A text of `length` tokens, or a whole document; equal weights give equal texts."""
@@ -217,13 +205,13 @@ class Run:
 # training
 
 
-def train(config: Config, start: SavedModel | None = None) -> dict:
+def train(config: Config, saved: SavedModel | None = None) -> dict:
     """Trains as `config` says; writes checkpoints, metrics and curves into out_dir.
 
-    start: the checkpoint that config.resume or config.init_from names, if it is loaded already.
-    Returns the run's "train_losses", "lrs" and "grad_norms" with their "steps", its "val_losses"
-    with their "val_steps", "best_val_loss" (on the whole validation split once it has "finished");
-    losses are in nats per token. Raises UserError, also if the loss diverges. Inside
+    saved: the checkpoint that config.resume or config.init_from names, if it is loaded already.
+    Returns a dict: "steps", with "train_losses", "lrs" and "grad_norms"; "val_steps", with
+    "val_losses"; "finished"; and "best_val_loss", on the whole validation split if finished.
+    Losses are in nats per token. Raises UserError, also if the loss diverges. Inside
     distributed.group() the processes share the work of one run.
     """
     # device, precision, memory
@@ -231,7 +219,7 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dtype, dtype_reason = pick_dtype(config.dtype, device)
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")  # float32 products on a GPU use TF32
     reuse_memory()
 
     # data
@@ -256,10 +244,10 @@ def train(config: Config, start: SavedModel | None = None) -> dict:
         "compile": (str(compiled).lower(), compile_reason),
     }
     if config.resume:
-        run_state.resume(run, start or checkpoint.load(config.path("last.pt")))
+        run_state.resume(run, saved or checkpoint.load(config.path("last.pt")))
         choices["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}")
     elif config.init_from:
-        run_state.init_from(run, start or load_model(config.init_from))
+        run_state.init_from(run, saved or load_model(config.init_from))
         choices["start"] = ("step 0", f"with the weights of {config.init_from}")
     if compiled:
         run.forward = compile_model(run.model)
@@ -326,10 +314,17 @@ def loop(run: Run, metrics: Metrics) -> bool:
 
 
 def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
-    """Evaluates and prints. Returns whether this is the best model so far."""
-    loss, best = run.evaluate()
-    metrics.write(run.step, {"val/loss": loss})
+    """Evaluates and prints. Returns whether this is the best model so far.
+
+    Untrained weights never count as best.
+    """
     limit = run.config.eval_tokens
+    loss = mean_loss(run.eval_model, run.dataset.val, run.dtype, limit)
+    trained = run.step > 0 or run.config.init_from is not None
+    best = trained and loss < run.best_val_loss
+    if best:
+        run.best_step, run.best_val_loss = run.step, loss
+    metrics.write(run.step, {"val/loss": loss})
     progress.print(
         f"step {run.step:>6,} | validation loss {loss:.4f}"
         + (f" on ~{limit:,} tokens" if limit < len(run.dataset.val) else "")
@@ -366,8 +361,8 @@ def conclude(run: Run, metrics: Metrics) -> float:
 @command
 def main(argv: list[str]) -> int:
     with distributed.group():
-        config, start = load_config(argv)
-        finished = train(config, start)["finished"]
+        config, saved = load_config(argv)
+        finished = train(config, saved)["finished"]
     return 0 if finished else 130  # as after Ctrl-C
 
 

@@ -138,13 +138,14 @@ def shorter_warmup(values: dict, given: dict) -> dict:
 
 
 def fine_tuning_rates(config: Config, given: dict) -> dict:
-    """A tenth of the config's learning rates; the full ones would undo much of what the model
-    learned."""
+    """A tenth of the config's learning rates: a cautious default that forgets little."""
     changes = {"learning_rate": config.learning_rate / FINE_TUNING_DIVISOR}
     if config.min_lr and "min_lr" not in given:
         changes["min_lr"] = config.min_lr / FINE_TUNING_DIVISOR
-    listed = [f"{name}={rate:g} (not {getattr(config, name):g})" for name, rate in changes.items()]
-    print(f"rate     for fine-tuning, {', '.join(listed)}; --learning_rate sets another")
+    listed = [
+        f"{name}={rate:g} instead of {getattr(config, name):g}" for name, rate in changes.items()
+    ]
+    print(f"rate     fine-tuning: {', '.join(listed)} (--learning_rate overrides)")
     return changes
 
 

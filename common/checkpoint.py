@@ -104,24 +104,7 @@ def load(path: str | Path) -> Checkpoint:
     )
     if not typed or state["step"] < 0 or math.isnan(state["best_val_loss"]):
         raise UserError(f"{path} is not a checkpoint of train.py")
-    state = {name: state[name] for name in names}
-    state["model"], state["raw_model"] = map(split_qk_norm, (state["model"], state["raw_model"]))
-    return Checkpoint(**state)
-
-
-def split_qk_norm(weights: dict) -> dict:
-    """Weights as they are named now: the first versions had q_norm and k_norm in one parameter.
-
-    Such checkpoints can be sampled, evaluated and fine-tuned, but not resumed.
-    """
-    names = {}
-    for name, weight in weights.items():
-        if name.endswith("attn.qk_norm.weight"):  # (2, 1, D)
-            for part, gain in zip("qk", weight.flatten(1)):
-                names[name.replace("qk_norm", f"{part}_norm")] = gain
-        else:
-            names[name] = weight
-    return names
+    return Checkpoint(**{name: state[name] for name in names})
 
 
 def peek(path: Path) -> dict:

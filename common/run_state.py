@@ -24,7 +24,7 @@ def save(run, best: bool) -> None:
         return
     state = Checkpoint(
         model=run.eval_model.state_dict(),
-        raw_model=run.model.state_dict() if run.average else {},
+        raw_model=run.model.state_dict() if run.ema_model else {},
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict(),
         config=asdict(run.config),
@@ -60,15 +60,15 @@ def make_room(config: Config) -> None:
     state = checkpoint.peek(last)
     if last.exists() and not state:
         raise UserError(
-            f"can't read {last}, of an earlier run: choose another --run_name, or delete that file",
+            f"can't read {last}, from an earlier run: choose another --run_name, or delete it",
             status=2,
         )
     if state and state["step"] > 0 and not finished(state):
         step, steps = state["step"], state["config"]["max_steps"]
         raise UserError(
-            f"{last} is of a run that was stopped at step {step:,} of {steps:,}: continue it with"
-            " --resume (with a lower --learning_rate if it diverged), choose another --run_name, or"
-            " delete that file",
+            f"{last} belongs to a run that was stopped at step {step:,} of {steps:,}: continue it"
+            " with --resume (with a lower --learning_rate if it diverged), choose another"
+            " --run_name, or delete it",
             status=2,
         )
     if not config.path("best.pt").exists() and not state.get("step"):
@@ -85,9 +85,11 @@ def make_room(config: Config) -> None:
             " --run_name",
             status=2,
         )
+    replaced = any(new.exists() for new in kept.values())
     for path, new in kept.items():
         os.replace(path, new)
-    print(f"kept the files of an earlier run as {config.path('*.prev.*')}")
+    note = ", in place of those of the run before it" if replaced else ""
+    print(f"kept the files of an earlier run as {config.path('*.prev.*')}{note}")
 
 
 def finished(state: dict) -> bool:
@@ -105,7 +107,7 @@ def out_of_patience(step: int, best_step: int, interval: int, patience: int | No
 def check_disk_space(run) -> None:
     """Raises UserError if the disk is too full for the checkpoints that the run will write."""
     size = sum(parameter.nbytes for parameter in run.model.parameters())
-    total = size + (size if run.average else 0)
+    total = size + (size if run.ema_model else 0)
     for optimizer in run.optimizers:
         states = 1 if isinstance(optimizer, Muon) else 2  # as many bytes as the parameters, each
         groups = optimizer.param_groups
@@ -178,8 +180,8 @@ def init_from(run, saved: SavedModel) -> None:
         raise UserError(f"can't fine-tune {source} on data/{dataset.name}: {problem}; {hint}")
     try:
         run.model.load_state_dict(model.state_dict())
-        if run.average:
-            run.average.load_state_dict(model.state_dict())
+        if run.ema_model:
+            run.ema_model.load_state_dict(model.state_dict())
     except RuntimeError as error:
         details = " ".join(str(error).split())[:200]
         raise UserError(f"{source} has a different architecture: {details}") from None

@@ -171,7 +171,7 @@ def survey(corpus: Corpus) -> Survey:
         try:
             content = text.encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError("the text has half characters (surrogates): check --encoding") from None
+            raise UserError("the text has unpaired surrogates: check --encoding") from None
         hashed.add(number, content)
         # dropping ASCII already seen, usually all of it, is faster than checking every character
         if new := content.translate(None, delete=known):
@@ -352,7 +352,7 @@ def fit(
             " datasets with bytes (..._byte)"
         )
     written = substitutes(unknown, tokenizer.characters)
-    shown = listed([f"{character!r} by {text!r}" for character, text in written.items()])
+    shown = listed([f"{character!r} with {text!r}" for character, text in written.items()])
     print(f"replaced characters that {dataset} does not know: {shown}")
     table = str.maketrans(written)
     corpus = changed(corpus, lambda piece: piece.translate(table))

@@ -244,7 +244,7 @@ def from_dict(state: dict) -> Tokenizer:
             return CharTokenizer(characters, separator)
         case {"kind": "byte", "separator": str() | None as separator}:
             return ByteTokenizer(separator)
-        case {"kind": "bpe"} if "separator" not in state:  # GPT-2's own, or of the first versions
+        case {"kind": "bpe"} if "separator" not in state:  # GPT-2's own
             return BPETokenizer()
         case {"kind": "bpe", "separator": "<|endoftext|>" | None as separator}:
             return BPETokenizer(separator)

@@ -440,7 +440,7 @@ def early_and_late_table(study: Study, rows: list[dict]) -> str:
             (before, _), (after, _) = pairs
             match [counts(*pair) for pair in pairs]:
                 case [True, True]:
-                    verdict = "stays" if before * after > 0 else "turns round"
+                    verdict = "stays" if before * after > 0 else "reverses"
                 case [True, False]:
                     verdict = "vanishes"
                 case [False, True]:
@@ -448,7 +448,7 @@ def early_and_late_table(study: Study, rows: list[dict]) -> str:
                 case _:
                     verdict = ""
             first, last = (plus_minus(*pair) for pair in pairs)
-            lines.append({"change": arm, "early": first, "in the end": last, "the effect": verdict})
+            lines.append({"change": arm, "early": first, "at the end": last, "the effect": verdict})
     return markdown(lines)
 
 

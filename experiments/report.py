@@ -104,8 +104,8 @@ def code_block(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 69 s, 12 min or 5.2 h."""
-    if seconds < 120:
+    """Such as 143 s, 12 min or 5.2 h."""
+    if seconds < 300:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 

@@ -172,7 +172,7 @@ def test_differences_are_paired_by_seed():
 
 @pytest.mark.parametrize(
     "early, late, verdict",
-    [(0.1, 0.1, "stays"), (0.1, -0.1, "turns round"), (0.1, 0.0, "vanishes"), (0, 0.1, "appears")],
+    [(0.1, 0.1, "stays"), (0.1, -0.1, "reverses"), (0.1, 0.0, "vanishes"), (0, 0.1, "appears")],
 )
 def test_early_and_late_differences_are_compared(early, late, verdict):
     study = STUDIES["long"]

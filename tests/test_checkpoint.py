@@ -8,7 +8,7 @@ import torch
 from helpers import same
 
 from common import checkpoint
-from common.checkpoint import Checkpoint, split_qk_norm
+from common.checkpoint import Checkpoint
 from common.errors import UserError
 from config import Config
 from model import GPT
@@ -177,38 +177,3 @@ def test_contents_of_another_version_are_refused(saved, change):
     with pytest.raises(UserError, match="fit this version: ") as error:
         replace(saved, **change).build(CPU)
     assert "\n" not in str(error.value)
-
-
-# checkpoints of the first versions, in which q_norm and k_norm were one parameter
-
-
-def joined_qk_norm(weights: dict) -> dict:
-    """The weights as the first versions named them: attn.qk_norm.weight (2, 1, D)."""
-    old = {}
-    for name, weight in weights.items():
-        if "q_norm" in name:
-            gains = weight, weights[name.replace("q_norm", "k_norm")]
-            old[name.replace("q_norm", "qk_norm")] = torch.stack(gains)[:, None]
-        elif "k_norm" not in name:
-            old[name] = weight
-    return old
-
-
-def test_split_qk_norm_restores_both_gains(saved):
-    old = joined_qk_norm(saved.model)
-    assert old["blocks.0.attn.qk_norm.weight"].shape == (2, 1, 4)
-    assert same(split_qk_norm(old), saved.model)
-
-
-def test_split_qk_norm_keeps_new_weights(saved):
-    assert same(split_qk_norm(saved.model), saved.model)
-
-
-def test_an_old_checkpoint_gives_the_same_logits(saved, tmp_path):
-    old = replace(saved, model=joined_qk_norm(saved.model), raw_model=joined_qk_norm(saved.model))
-    checkpoint.save(tmp_path / "old.pt", old)
-    loaded = checkpoint.load(tmp_path / "old.pt")
-    assert same(loaded.raw_model, saved.model)
-    idx = torch.tensor([[0, 1, 2, 3, 4]])
-    model, _ = saved.build(CPU)
-    assert torch.equal(loaded.build(CPU)[0](idx), model(idx))

@@ -1,9 +1,6 @@
-from unittest.mock import Mock
-
 import pytest
 import torch
 
-from common import device
 from common.device import compile_model, pick_compile, pick_device, pick_dtype, pick_weights_dtype
 from common.errors import UserError
 from model import GPT, GPTConfig
@@ -15,13 +12,18 @@ def test_a_device_is_used_as_set():
     assert pick_device("cpu") == (CPU, "as set")
 
 
+def test_cuda_means_the_first_gpu(monkeypatch):
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    assert pick_device("cuda")[0] == torch.device("cuda", 0)  # set_device needs the index
+
+
 def test_a_dtype_is_used_as_set():
     assert pick_dtype("float16", CPU) == (torch.float16, "as set")
 
 
 @pytest.mark.parametrize("fast, dtype", [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_uses_bfloat16_on_a_cpu_that_is_fast_at_it(monkeypatch, fast, dtype):
-    monkeypatch.setattr(device, "has_bfloat16", Mock(return_value=fast))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert pick_dtype("auto", CPU)[0] == dtype
     assert pick_weights_dtype(CPU, sequences=10) == dtype
@@ -29,7 +31,7 @@ def test_auto_uses_bfloat16_on_a_cpu_that_is_fast_at_it(monkeypatch, fast, dtype
 
 
 def test_a_cpu_with_amx_generates_one_text_in_float32(monkeypatch):
-    monkeypatch.setattr(device, "has_bfloat16", Mock(return_value=True))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert pick_weights_dtype(CPU, sequences=1) == torch.float32
     assert pick_weights_dtype(CPU, sequences=10) == torch.bfloat16

@@ -154,8 +154,8 @@ def test_the_average_of_the_weights_decays_as_set(make_run):
         decay = min(0.6, (1 + step) / (10 + step))
         for name, weight in parameters(run.model).items():
             expected[name] = decay * expected[name] + (1 - decay) * weight
-    assert run.eval_model is run.average
-    assert close(parameters(run.average), expected, atol=1e-6)
+    assert run.eval_model is run.ema_model
+    assert close(parameters(run.ema_model), expected, atol=1e-6)
     assert not close(parameters(run.model), expected, atol=1e-4)
 
 

@@ -366,7 +366,7 @@ def test_unknown_characters_can_be_replaced(dataset, capsys):
     Path("few.txt").write_bytes((text * 20).encode())
     prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses_char", replace_unknown=True)
     assert "".join(decoded("few_char")) == "a fool...  seeswar.\n" * 20
-    assert "'ó' by 'o'" in capsys.readouterr().out
+    assert "'ó' with 'o'" in capsys.readouterr().out
 
 
 def test_substitutes_are_the_most_similar_known_characters():

@@ -28,6 +28,7 @@ from common.dataset import load_dataset
 from common.metrics import Metrics
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, TrainedBPETokenizer
 from config import SETTINGS
+from evaluate import mean_loss
 from export import describe_tokenizer
 from train import Run
 
@@ -83,7 +84,8 @@ def train_a_step(argv: list[str]) -> None:
     with Metrics(config.path("metrics.jsonl"), config, run.id, run.step, False) as metrics:
         metrics.add(run.step, 0.1, *run.update(run.step))
         metrics.flush()
-        metrics.write(run.step, {"val/loss": run.evaluate()[0]})
+        loss = mean_loss(run.eval_model, dataset.val, run.dtype, config.eval_tokens)
+        metrics.write(run.step, {"val/loss": loss})
 
 
 # modest numbers, and some beyond any size

@@ -25,6 +25,8 @@ def test_a_new_run_keeps_all_files_of_a_finished_one(finished_run, tiny, capsys)
     for name, content in before.items():
         stem, suffix = os.path.splitext(name)
         assert Path(f"out/{stem}.prev{suffix}").read_bytes() == content
+    train(tiny(seed=3))
+    assert "tiny_*.prev.*, in place of those of the run before it" in capsys.readouterr().out
 
 
 def test_an_unfinished_run_is_not_replaced(dataset, tiny, monkeypatch):
@@ -51,7 +53,7 @@ def test_a_run_that_can_not_be_read_is_not_replaced(dataset, tiny):
     LAST.parent.mkdir()
     torch.save({"model": {}}, LAST)
     before = contents(Path("out"))
-    with pytest.raises(UserError, match="can't read out/tiny_last.pt, of an earlier run"):
+    with pytest.raises(UserError, match="can't read out/tiny_last.pt, from an earlier run"):
         train(tiny())
     assert contents(Path("out")) == before
 
