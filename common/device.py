@@ -77,7 +77,7 @@ def pick_weights_dtype(device: torch.device, sequences: int) -> torch.dtype:
 
 
 def pick_compile(setting: bool | str, device: torch.device, flops: float) -> tuple[bool, str]:
-    """Whether to torch.compile the model for a run of that many operations, and the reason.
+    """Whether to torch.compile the model for a run of that many FLOPs, and the reason.
 
     Raises UserError if compilation was asked for and doesn't work.
     """

@@ -1,8 +1,8 @@
 # python train.py configs/shakespeare_char.py
 #
 # The main config: a 10M model (10,647,552 parameters) on the 1.1 MB of tinyshakespeare, one
-# character per token. Validation loss 1.411 (mean of 3 seeds, 1.404 to 1.415) after six readings of
-# the text, in 46 minutes on one core of an Intel Xeon with bfloat16 while the other core was busy
+# character per token. Validation loss 1.411 (mean of 3 seeds, 1.404 to 1.415) after six epochs,
+# in 46 minutes on one core of an Intel Xeon with bfloat16 while the other core was busy
 # (--on_cpu=false). On a GPU: not measured yet.
 # Without a GPU the on_cpu block trains 0.8M parameters instead: validation loss 1.508 (median of
 # 3 seeds, 1.506 to 1.516) in 143 seconds on 2 cores of the same kind, 20 of them to compile the model
@@ -33,7 +33,7 @@ optimizer = "muon"
 learning_rate = 6e-3
 min_lr = 0
 warmup_steps = 50
-weight_decay = 2.0   # twenty times the default: the text is read six times
+weight_decay = 2.0   # twenty times the default, for six epochs
 max_steps = 1470     # six epochs
 eval_interval = 245  # once an epoch
 sample_interval = 490

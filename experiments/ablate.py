@@ -80,7 +80,7 @@ class Study:
     steps: int | None = None  # of the base, instead of those in the file
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates; none: each arm's own
     search: bool = True  # search from these rates; False: train at every one with all seeds
-    equal_operations: bool = False  # arms with larger models get fewer steps
+    equal_compute: bool = False  # arms with larger models get fewer steps
     timed: bool = False  # compare training times as well
     evaluations: int = 4  # during a run
     compare: str = "final"  # which loss of a run: after the last step, or "best"
@@ -104,8 +104,8 @@ def shape(layers: int, width: float) -> dict:
 def vocabulary(tokenizer: str, batch_size: int = 16) -> dict:
     """Settings for Python code in this tokenizer, for the default architecture.
 
-    Larger vocabularies need smaller batches, so that all arms take about as many steps for equal
-    operations.
+    Larger vocabularies need smaller batches, so that all arms take about as many steps at equal
+    compute.
     """
     settings = {"conv_width": 1, "weight_decay": 0.1, "eval_tokens": 20_000}
     return settings | {"dataset": f"python_{tokenizer}", "batch_size": batch_size}
@@ -162,18 +162,18 @@ STUDIES = {
         },
     ),
     "shape": Study(
-        "Deep or wide, at equal operations?",
+        "Deep or wide, at equal compute?",
         {
             "6 layers": {},
             "1 layer, 7/3 as wide": shape(1, 7 / 3),
             "3 layers, 4/3 as wide": shape(3, 4 / 3),
             "14 layers, 2/3 as wide": shape(14, 2 / 3),
         },
-        equal_operations=True,
+        equal_compute=True,
         timed=True,
     ),
     "tokenizer": Study(
-        "Which vocabulary suits a small model, at equal operations?",
+        "Which vocabulary suits a small model, at equal compute?",
         {
             "byte": vocabulary("byte"),
             "char": vocabulary("char"),
@@ -187,7 +187,7 @@ STUDIES = {
         steps=800,
         rates=(),
         search=False,
-        equal_operations=True,
+        equal_compute=True,
     ),
     "optimizer": Study(
         "AdamW or Muon, at equal steps and at equal time?",
@@ -282,17 +282,17 @@ def arm_config(study: Study, base: Config, arm: str) -> Config:
     }
     length = settings.pop("max_steps", base.max_steps) / base.max_steps
     config = replace(base, **settings)
-    if study.equal_operations and arm != study.first:
-        operations = operations_per_step(arm_config(study, base, study.first))
-        length *= operations / operations_per_step(config)
+    if study.equal_compute and arm != study.first:
+        flops = flops_per_step(arm_config(study, base, study.first))
+        length *= flops / flops_per_step(config)
     steps = max(1, round(length * base.max_steps))
     warmup = round(length * config.warmup_steps)
     interval = max(1, steps // study.evaluations)
     return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=interval)
 
 
-def operations_per_step(config: Config) -> float:
-    """The floating-point operations of a training step."""
+def flops_per_step(config: Config) -> float:
+    """FLOPs of a training step."""
     vocab_size = load_dataset(config.dataset).tokenizer.vocab_size
     return flops_per_token(replace(config, vocab_size=vocab_size)) * config.tokens_per_step
 

@@ -113,7 +113,7 @@ def model_config(shape: dict[str, int]) -> GPTConfig:
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations per second of a product of two large matrices."""
+    """FLOP/s of a product of two large matrices."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = statistics.median(time_call(lambda: a @ b, device) for _ in range(20))
@@ -178,7 +178,7 @@ def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dic
         what = f"training, {size} parameters, batches of {batch}"
         compiled = {"what": f"{what}, compiled blocks, {precision}", "unit": "tokens/s"}
         eager = {"what": f"{what}, {precision}", "unit": "tokens/s"}
-        fraction = {"what": "its operations, as a fraction of the product's below", "unit": "%"}
+        fraction = {"what": "its FLOP/s, as a share of the product's below", "unit": "%"}
         product = {"what": f"product of two large matrices, {precision}", "unit": "GFLOP/s"}
         rows += [
             compiled | {"ours": rates["compiled"], **theirs},
@@ -523,7 +523,7 @@ def step_cost(config: Config, rounds: int) -> dict[str, float]:
     gradients_and_averages = 3 * 4 * count_parameters(config)  # AdamW keeps two averages
     return {
         "milliseconds": 1000 * statistics.median(times[1:]),
-        "million operations": flops_per_token(config) * config.tokens_per_step / 1e6,
+        "million FLOPs": flops_per_token(config) * config.tokens_per_step / 1e6,
         "MB": peak / 1e6,
         "MB by count": (sum(kept.values()) + gradients_and_averages) / 1e6,
     }
@@ -550,7 +550,7 @@ def cost_figure(rows: list[dict]) -> Figure:
     figure = Figure(figsize=(13, 6), layout="constrained")
     times, memories = figure.subplots(2, len(COST_AXES), sharey="row")
     for axis, panel in zip(COST_AXES, times):
-        draw_cost(panel, rows, axis, "milliseconds", "million operations", "operations")
+        draw_cost(panel, rows, axis, "milliseconds", "million FLOPs", "FLOPs")
     for axis, panel in zip(COST_AXES, memories):
         draw_cost(panel, rows, axis, "MB", "MB by count", "bytes counted")
     times[0].set_ylabel("step [ms]")
@@ -618,9 +618,13 @@ def results_table(folder: Path) -> str:
 
 
 def write_table(folder: Path) -> None:
-    text = results_table(folder)
+    """Writes the table of what is in a folder, and draws the figure of `cost` if it is there."""
+    text, costs = results_table(folder), folder / "cost.json"
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
+    if costs.exists():
+        rows = json.loads(costs.read_text(encoding="utf-8"))["rows"]
+        cost_figure(rows).savefig(folder / "cost.png", dpi=110)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -668,11 +672,7 @@ def main(argv: list[str]) -> None:
     }
     text = json.dumps(result, indent=1) + "\n"
     (folder / f"{args.what}.json").write_text(text, encoding="utf-8")
-    if args.what == "cost":
-        cost_figure(rows).savefig(folder / "cost.png", dpi=110)
-        print(f"wrote {folder / 'cost.png'}")
-    else:
-        write_table(folder)
+    write_table(folder)
 
 
 if __name__ == "__main__":

@@ -213,21 +213,21 @@ def law(rows: list[dict], laws: scaling.Laws) -> Figure:
     corner = {"xycoords": "axes fraction", "ha": "right", "va": "top"}
     loss.annotate("a line for each\nnumber of parameters", (1, 1), **corner)
 
-    # tokens per parameter against operations
+    # tokens per parameter against FLOPs
     most = (6 * N * D).max()
-    operations = np.geomspace(1e11, 1e16, 51)
-    ratios = [other.best_ratio(operations) for other in resampled]
+    flops = np.geomspace(1e11, 1e16, 51)
+    ratios = [other.best_ratio(flops) for other in resampled]
     low, high = np.percentile(ratios, [2.5, 97.5], axis=0)
-    best.fill_between(operations, low, high, color=GRAY, alpha=0.25, linewidth=0)
-    ratio = main.best_ratio(operations)
-    plot_solid_then_dashed(best, operations, ratio, most, color=BLUE, linewidth=2)
+    best.fill_between(flops, low, high, color=GRAY, alpha=0.25, linewidth=0)
+    ratio = main.best_ratio(flops)
+    plot_solid_then_dashed(best, flops, ratio, most, color=BLUE, linewidth=2)
     best.axhline(20, color="black", linestyle=":")
-    best.text(operations[0], 22, "Chinchilla: 20", va="bottom")
+    best.text(flops[0], 22, "Chinchilla: 20", va="bottom")
     few, many = (main.best_ratio(at) for at in (1e13, 1e15))
-    best.set_title(f"Best tokens per parameter: {few:.0f} at 1e13, {many:.0f} at 1e15 operations")
+    best.set_title(f"Best tokens per parameter: {few:.0f} at 1e13, {many:.0f} at 1e15 FLOPs")
     best.set_xscale("log")
     best.set_yscale("log")
-    best.set_xlabel("operations")
+    best.set_xlabel("FLOPs")
     best.set_ylabel("tokens per parameter")
     return figure
 

@@ -78,14 +78,14 @@ def trained_values(folder: Path) -> Values:
         if "val/loss" in row and row["step"]
     ]
     norms = np.array([row["train/grad_norm"] for row in rows if "train/grad_norm" in row])
-    operations = flops_per_token(config) * config.tokens_per_step * run["step"]
+    flops = flops_per_token(config) * config.tokens_per_step * run["step"]
     return {
         "machine": run["machine"],
         "runs": markdown(lines),
         "memorized": markdown(memorized) if memorized else not_measured("trained"),
         "parameters": f"{run['parameters']:,}",
         "training": duration(run["seconds"]),
-        "operations": f"{operations:.1e}".replace("+", ""),
+        "FLOPs": f"{flops:.1e}".replace("+", ""),
         "loss": f"{run['loss']:.3f}",
         "early gap": f"{gaps[0]:.2f}" if gaps else "(not evaluated)",
         "late gap": f"{gaps[-1]:.2f}" if gaps else "(not evaluated)",

@@ -96,19 +96,19 @@ class Law:
     def __call__(self, N, D):
         return self.E + self.A / N**self.alpha + self.B / D**self.beta
 
-    def best_parameters(self, operations):
-        """The N at which a model trained with 6 N D operations reaches the lowest loss."""
+    def best_parameters(self, flops):
+        """The N at which a model trained with 6 N D FLOPs reaches the lowest loss."""
         ratio = self.alpha * self.A / (self.beta * self.B)
         exponent = 1 / (self.alpha + self.beta)
-        return ratio**exponent * (operations / 6) ** self.growth
+        return ratio**exponent * (flops / 6) ** self.growth
 
-    def best_ratio(self, operations):
+    def best_ratio(self, flops):
         """Tokens per parameter at best_parameters."""
-        return operations / 6 / self.best_parameters(operations) ** 2
+        return flops / 6 / self.best_parameters(flops) ** 2
 
-    def best_loss(self, operations):
-        N = self.best_parameters(operations)
-        return self(N, operations / 6 / N)
+    def best_loss(self, flops):
+        N = self.best_parameters(flops)
+        return self(N, flops / 6 / N)
 
     @property
     def growth(self) -> float:

@@ -103,14 +103,14 @@ def test_arms_of_the_study_mlp_have_equal_parameters(base):
 
 
 @pytest.mark.parametrize("base", [ablate.CPU, ablate.GPU], ids=["CPU", "GPU"])
-def test_equal_operations_change_the_number_of_steps(base, dataset):
+def test_equal_compute_change_the_number_of_steps(base, dataset):
     base = replace(base, dataset="verses_char")
     arms = {"small": {}, "narrow": ablate.shape(3, 1 / 3)}
-    study = Study("Which?", arms, equal_operations=True)
+    study = Study("Which?", arms, equal_compute=True)
     small, narrow = (ablate.arm_config(study, base, arm) for arm in arms)
     assert narrow.d_model == base.d_model // 3
     small_cost, narrow_cost = (
-        config.max_steps * ablate.operations_per_step(config) for config in (small, narrow)
+        config.max_steps * ablate.flops_per_step(config) for config in (small, narrow)
     )
     assert narrow_cost == pytest.approx(small_cost, rel=1e-3)
     shares = [config.warmup_steps / config.max_steps for config in (small, narrow)]

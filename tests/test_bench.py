@@ -111,7 +111,7 @@ def test_the_cost_of_a_step_grows_with_the_batch():
     config = Config(**TINY | {"vocab_size": 20})
     small = bench.step_cost(config, 1)
     large = bench.step_cost(replace(config, batch_size=2 * config.batch_size), 1)
-    assert large["million operations"] == 2 * small["million operations"]
+    assert large["million FLOPs"] == 2 * small["million FLOPs"]
     # activations double, weights don't
     assert 1.5 < large["MB by count"] / small["MB by count"] < 2
     rows = []

@@ -14,15 +14,15 @@ INTERVAL = 20  # steps between evaluations; each draws the curves and saves
 WATCHED = """
 import resource, sys, train
 
-evaluate = train.Run.evaluate
+evaluate_run = train.evaluate_run
 
-def watched(run):
-    result = evaluate(run)
+def watched(run, *arguments):
+    result = evaluate_run(run, *arguments)
     pages = int(open("/proc/self/statm").read().split()[1])
     print("memory at step", run.step, pages * resource.getpagesize())
     return result
 
-train.Run.evaluate = watched
+train.evaluate_run = watched
 sys.exit(train.main(sys.argv[1:]))
 """
 

@@ -35,7 +35,7 @@ def test_the_fit_is_robust_and_its_intervals_contain_the_truth(monkeypatch):
 
 
 @pytest.mark.parametrize("operations", [1e13, 1e16])
-def test_the_best_size_has_the_lowest_loss_at_equal_operations(operations):
+def test_the_best_size_has_the_lowest_loss_at_equal_compute(operations):
     sizes = np.geomspace(1e3, 1e9, 20_001)
     losses = TRUE(sizes, operations / 6 / sizes)
     best = sizes[np.argmin(losses)]
