@@ -35,6 +35,7 @@ class Config(GPTConfig):
     warmup_steps: int = 100  # steps in which the learning rate rises linearly from 0
     max_steps: int = 5000  # optimizer steps
     weight_decay: float = 0.1  # for matrices only: not for embeddings, gains and biases
+    confidence_penalty: float = 0.0  # subtract this times the predictions' entropy from the loss
     beta1: float = 0.9  # AdamW's decay of the mean gradient
     beta2: float = 0.95  # AdamW's decay of the mean squared gradient
     grad_clip: float = 1.0  # clip gradients to this norm; 0: no clipping
@@ -63,8 +64,9 @@ class Config(GPTConfig):
         found = super().problems()
         counts = ("batch_size", "micro_batch_size", "max_steps", "patience")
         intervals = ("eval_interval", "eval_tokens", "log_interval")
-        may_be_zero = ("warmup_steps", "weight_decay", "grad_clip", "min_lr", "sample_interval")
-        for least, names in ((1, counts + intervals), (0, may_be_zero + ("seed",))):
+        may_be_zero = ("warmup_steps", "weight_decay", "confidence_penalty", "grad_clip", "min_lr")
+        may_be_zero += ("sample_interval", "seed")
+        for least, names in ((1, counts + intervals), (0, may_be_zero)):
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not least <= value < math.inf:

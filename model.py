@@ -463,6 +463,12 @@ def next_token_loss(logits, ids, reduction: str = "mean"):
     return losses.view(ids.size(0), -1) if reduction == "none" else losses
 
 
+def entropy(logits):
+    """Mean entropy in nats of the predicted distributions, given logits (B, T, V)."""
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).mean()
+
+
 def flops_per_token(config: GPTConfig) -> float:
     """Floating-point operations to train on one token: 6 per parameter, embeddings included, and
     those of attention (Chowdhery et al., 2022, arXiv:2204.02311, appendix B)."""

@@ -39,7 +39,7 @@ from common.timing import SaveTimer
 from common.tokenizer import first_document
 from config import Config
 from evaluate import mean_loss
-from model import GPT, flops_per_token, next_token_loss
+from model import GPT, entropy, flops_per_token, next_token_loss
 from plot import draw
 from prepare import prepare_missing
 
@@ -162,9 +162,12 @@ class Run:
             with self.forward.no_sync() if accumulating else nullcontext():
                 with autocast(device, self.dtype):
                     logits = self.forward(micro_batch[:, :-1])
-                micro_loss = next_token_loss(logits, micro_batch) * len(micro_batch) / len(ids)
-                self.scaler.scale(micro_loss).backward()
-            loss += micro_loss.detach()
+                objective = micro_loss = next_token_loss(logits, micro_batch)
+                if config.confidence_penalty:  # Pereyra et al., 2017, arXiv:1701.06548
+                    objective = micro_loss - config.confidence_penalty * entropy(logits)
+                share = len(micro_batch) / len(ids)
+                self.scaler.scale(objective * share).backward()
+            loss += micro_loss.detach() * share
 
         # clip the gradient
         for optimizer in self.optimizers:

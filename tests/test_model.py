@@ -19,6 +19,7 @@ from model import (
     ShortConv,
     attend,
     count_parameters,
+    entropy,
     flops_per_token,
     next_token_loss,
     rope_tables,
@@ -355,6 +356,13 @@ def test_next_token_loss_is_the_cross_entropy_of_every_token_but_the_first():
     assert torch.allclose(next_token_loss(logits, ids, "none"), expected)
     assert torch.allclose(next_token_loss(logits, ids, "sum"), expected.sum())
     assert torch.allclose(next_token_loss(logits, ids), expected.mean())
+
+
+def test_entropy_is_the_mean_over_all_predictions():
+    logits = torch.randn(2, 3, 5, generator=seeded(5))
+    expected = torch.distributions.Categorical(logits=logits).entropy().mean()
+    assert torch.allclose(entropy(logits), expected)
+    assert entropy(torch.zeros(1, 1, 8)).item() == pytest.approx(math.log(8))
 
 
 # generation

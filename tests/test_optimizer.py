@@ -9,7 +9,7 @@ import torch
 from common.dataset import Dataset
 from common.tokenizer import ByteTokenizer
 from config import SETTINGS
-from model import GPT
+from model import GPT, entropy
 from train import Run, learning_rate, make_optimizers
 
 CPU = torch.device("cpu")
@@ -128,6 +128,19 @@ def test_gradients_are_clipped_but_their_whole_norm_is_reported(make_run):
     assert norm == pytest.approx(length(whole), rel=1e-4)
     assert reported == norm
     assert length(clipped) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_confidence_penalty_changes_the_gradient_but_not_the_reported_loss(make_run):
+    plain, loss, _ = first_gradients(make_run(**ONCE, grad_clip=0))
+    run = make_run(**ONCE, grad_clip=0, confidence_penalty=0.5, micro_batch_size=2)
+    ids = run.batches(0)
+    entropy(run.model(ids[:, :-1])).backward()
+    expected = {name: plain[name] - 0.5 * p.grad for name, p in run.model.named_parameters()}
+    run.model.zero_grad()
+    penalized, same_loss, _ = first_gradients(run)
+    assert same_loss == pytest.approx(loss, rel=1e-5)
+    assert close(penalized, expected, rtol=1e-3, atol=1e-6)
+    assert not close(penalized, plain, rtol=1e-2, atol=1e-5)
 
 
 def test_the_same_step_gives_the_same_weights_with_dropout(make_run):
