@@ -40,8 +40,8 @@ from common.survey import (
     TRAIN,
     VAL,
     Survey,
+    adapt,
     assign,
-    fit,
     limited,
     sha256_of,
     split,
@@ -315,7 +315,7 @@ def make_dataset(
         print(f"warning: {warning}")
     other = other_tokenizer(tokenizer_of, kind) if tokenizer_of else None
     if other:
-        corpus, found = fit(corpus, found, other, tokenizer_of, replace_unknown)
+        corpus, found = adapt(corpus, found, other, tokenizer_of, replace_unknown)
     assignment = assign(found, val_fraction)
     documents = int((assignment != LEFT_OUT).sum())
 

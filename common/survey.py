@@ -330,7 +330,7 @@ def changed(corpus: Corpus, change: Callable[[str], str]) -> Corpus:
     return Corpus(corpus.source, lambda: text(corpus.text()), validation)
 
 
-def fit(
+def adapt(
     corpus: Corpus, found: Survey, tokenizer: Tokenizer, dataset: str, replace_unknown: bool
 ) -> tuple[Corpus, Survey]:
     """The corpus in the characters that the tokenizer of `dataset` knows, and its survey.
