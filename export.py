@@ -4,9 +4,11 @@ python export.py --ckpt out/capstone_best.pt --out hf
 python export.py --ckpt out/capstone_best.pt --format gguf --out model.gguf
 """
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +61,8 @@ FILES = {
     "tokenizer_config.json",
 }
 MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
+CARD_HASH = "model_card_sha256"  # the name of the hash of README.md, to notice that it was edited
+UNFINISHED = ".export-"  # how the folder begins that files are in until all are complete
 NOT_OURS = "{} is not an earlier export, or was changed since: choose another --out"
 
 CARD = """\
@@ -291,16 +295,23 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
     )
 
 
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def check_folder(out: Path) -> None:
     """Raises UserError if `out` is anything but an earlier export, an empty folder or missing."""
     try:
         names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
         names.discard("lost+found")  # of a mounted disk
-        if not names:
+        interrupted = "config.json" not in names and any(out.glob(f"{UNFINISHED}*"))
+        if not names or names <= FILES and interrupted:
             return
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        fine_tuned = "transformers_version" in config  # save_pretrained adds it
-        if names <= FILES and MARK in config and not fine_tuned:
+        changed = "transformers_version" in config  # by save_pretrained, after fine-tuning
+        if "README.md" in names:
+            changed |= sha256((out / "README.md").read_bytes()) != config.get(CARD_HASH)
+        if names <= FILES and MARK in config and not changed:
             return
     except (NotADirectoryError, FileNotFoundError, ValueError, TypeError):
         if not out.exists():
@@ -322,15 +333,21 @@ def check_file(out: Path) -> None:
 
 
 def write_folder(out: Path, files: dict[str, bytes]) -> None:
-    """Writes these files to the folder `out`; if that fails, what was there is unchanged."""
+    """Writes these files to the folder `out`; if that fails, what was there is unchanged.
+
+    config.json goes first and comes last: nobody can load a mixture that a killed process leaves.
+    """
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)  # it may be a mount point, which can't be renamed
     try:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".") as temporary:
+        with tempfile.TemporaryDirectory(dir=out, prefix=UNFINISHED) as temporary:
             for name, content in files.items():
                 (Path(temporary) / name).write_bytes(content)
-            for name in files:
+            (out / "config.json").unlink(missing_ok=True)
+            for name in [*(files.keys() - {"config.json"}), "config.json"]:
                 os.replace(Path(temporary) / name, out / name)
+        for left in out.glob(f"{UNFINISHED}*"):  # by killed processes
+            shutil.rmtree(left, ignore_errors=True)
     finally:
         if made and not any(out.iterdir()):
             out.rmdir()
@@ -350,11 +367,13 @@ def export_folder(saved: Checkpoint, out: Path) -> str:
         "generation_config.json": generation,
         "config.json": describe_model(model.config, architecture) | ids | {MARK: saved.run_id},
     }
+    card = model_card(saved, tokenizer, architecture, str(out)).encode()
+    descriptions["config.json"][CARD_HASH] = sha256(card)
     files = {
         name: json.dumps(content, ensure_ascii=False, indent=2).encode()
         for name, content in descriptions.items()
     }
-    files["README.md"] = model_card(saved, tokenizer, architecture, str(out)).encode()
+    files["README.md"] = card
     weights = to_transformers(model, modules)
     files["model.safetensors"] = safetensors.save(weights, {"format": "pt"})
     write_folder(out, files)

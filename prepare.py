@@ -239,22 +239,22 @@ def other_tokenizer(dataset: str, kind: str) -> Tokenizer:
 
 
 def reuse_tokenizer(
-    other: Tokenizer, dataset: str, separator: str | None, given: bool
+    other: Tokenizer, dataset: str, separator: str | None, given: bool, blank_line: str
 ) -> Tokenizer:
     """The tokenizer `other` of a dataset, for text with this separator, or without one if None.
 
-    given: the user wants this one; else it may be another that the tokenizer knows. Raises
-    UserError if the tokenizer does not know the separator.
+    given: the user wants this one; else it is the one of `other`, if that has one. blank_line: what
+    is needed between documents without a separator. Raises UserError if the tokenizer does not know
+    what goes between documents.
     """
-    if isinstance(other, BPETokenizer) and separator:
+    if separator and isinstance(other, BPETokenizer):
         separator = END_OF_TEXT
+    elif separator and not given:
+        knows_nul = other.kind == "byte" or NUL in other.characters
+        separator = other.separator or (NUL if knows_nul else None)
     if other.kind != "char":
         return from_dict(other.to_dict() | {"separator": separator})
-    if separator is None:
-        return CharTokenizer(other.characters)
-    if not given:
-        separator = other.separator or (NUL if NUL in other.characters else None)
-    if unknown := set(separator or "\n") - set(other.characters):
+    if unknown := set(separator or blank_line) - set(other.characters):
         characters = "".join(sorted(unknown))
         raise UserError(f"{dataset}'s tokenizer does not know the separator's {characters!r}")
     return CharTokenizer(other.characters, separator)
@@ -278,7 +278,8 @@ def prepare(
     limit: bytes of text. tokenizer_of: a dataset whose tokenizer is used, so that its models can be
     fine-tuned on this text; replace_unknown: replace characters that it does not know. options:
     those of read_inputs or of the corpus's load(). Replaces the dataset as a whole: if interrupted,
-    the old one stays (or, during the swap itself, none); never a mixture. Raises UserError.
+    the old one stays (or, during the swap itself, none); never a mixture. Raises UserError, also if
+    another process is preparing the same dataset.
     """
     corpus_name, kind = parse_name(name)
     if not 0 < val_fraction < 1:
@@ -330,16 +331,18 @@ def make_dataset(
     # the tokenizer; no separator unless training sees one, because samples start from it
     several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
     between = separator or (NUL if several[TRAIN] else None)
-    if between == NUL and NUL in found.vocabulary and kind in ("char", "byte"):
-        print("warning: the text has NUL characters, which stand for the end of a document here")
+    blank_line = "\n" if any(several) else ""  # between documents if there is no separator
     if other:
-        tokenizer = reuse_tokenizer(other, tokenizer_of, between, separator is not None)
+        given = separator is not None
+        tokenizer = reuse_tokenizer(other, tokenizer_of, between, given, blank_line)
     elif size := trained_size(kind):
         pieces = split(corpus, found, assignment, val_fraction)
         tokenizer = train_tokenizer(size, training_sample(pieces, sum(found.sizes)), between)
     else:
-        blank_line = "\n" if several[VAL] else ""  # between documents if there is no separator
-        tokenizer = make_tokenizer(kind, found.vocabulary + blank_line, between)
+        characters = found.vocabulary + ("" if between else blank_line)
+        tokenizer = make_tokenizer(kind, characters, between)
+    if (end := tokenizer.separator) and end in list(found.vocabulary):
+        print(f"warning: {end!r} is in the text, and stands for the end of a document here")
 
     # second pass: its tokens, in a new folder
     folder = data_dir() / name
@@ -373,28 +376,24 @@ def make_dataset(
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder in `folder`. Removes those that killed processes have left there.
 
-    A lock on `folder` shows whether another process is writing there now.
+    Raises UserError if another process is writing there now.
     """
     lock = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
-        if not fcntl or try_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            for left in folder.glob(".new-*"):
-                shutil.rmtree(left, ignore_errors=True)
-        if fcntl:
-            try_lock(lock, fcntl.LOCK_SH)
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another program is preparing {folder}: wait for it") from None
+        except OSError:  # a file system without locks
+            pass
+        for left in folder.glob(".new-*"):
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
             yield Path(temporary)
     finally:
         if fcntl:
             os.close(lock)
-
-
-def try_lock(file: int, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind)
-        return True
-    except OSError:  # locked, or a file system without locks
-        return False
 
 
 def prepare_missing(name: str) -> None:

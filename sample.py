@@ -191,6 +191,7 @@ def main(argv: list[str]) -> None:
     # the text
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
     if args.interactive:
+        encode_prompt(prompt, tokenizer)  # raises UserError if the model does not know it
         converse(prompt, generate)
     elif args.num_samples > 1:
         writers = [Writer(tokenizer, args.stop) for _ in range(args.num_samples)]

@@ -52,7 +52,11 @@ class Parser(argparse.ArgumentParser):
                 marked.append(f"{option}={MARK}{rest.pop(0)}")
             else:
                 marked.append(option)  # without a value, which argparse refuses
-        return super().parse_known_args(marked, namespace)
+        known, others = super().parse_known_args(marked, namespace)
+        for name, value in vars(known).items():  # "$FILE" is empty if the shell has no FILE
+            if value in ("", [""]) and f"--{name}" not in self.text_options:
+                self.error(f"{name} must not be empty")
+        return known, others
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
@@ -67,6 +71,8 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # print "?" for what the terminal can't show
                 stream.reconfigure(errors="replace")
+        if hasattr(sys.stdin, "reconfigure"):  # what is not text is found when it is encoded
+            sys.stdin.reconfigure(errors="surrogateescape")
         try:
             return main(sys.argv[1:] if argv is None else argv) or 0
         except UserError as error:

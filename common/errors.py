@@ -13,6 +13,6 @@ class UserError(Exception):
 
 
 def listed(names: list[str], most: int = 10) -> str:
-    """The names for a message, at most 10 of them."""
+    """The names for a message, at most `most` of them."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -121,6 +121,12 @@ class NotText(UserError):
     """A file that can't be decoded."""
 
 
+MARKS = {  # byte order marks: how text in these encodings may begin
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 # how files begin that are not text
 SIGNATURES = {b"\x1f\x8b": "compressed by gzip", b"PK\3\4": "a ZIP archive", b"%PDF-": "a PDF"}
 
@@ -149,8 +155,6 @@ def read_pieces(
     size: bytes to read at most; name: of the source in errors. Raises NotText, or OSError.
     """
     name = name or str(source)
-    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        encoding = "utf-8-sig"  # drops the mark
     with open(source, "rb") if isinstance(source, Path) else nullcontext(source) as file:
         for start, kind in SIGNATURES.items():
             if file.peek(len(start)).startswith(start):
@@ -162,15 +166,20 @@ def read_pieces(
                 left -= len(block)
                 yield block
 
+        def decoded() -> Iterator[str]:
+            texts = codecs.iterdecode(blocks(), encoding)
+            yield next(texts, "").removeprefix("\ufeff")  # the byte order mark
+            yield from texts
+
         try:
-            yield from cut(codecs.iterdecode(blocks(), encoding))
+            yield from cut(decoded())
         except UnicodeDecodeError as error:
             offset = file.tell() - len(error.object) + error.start
             where = f"byte {offset:,} is {error.object[error.start]:#04x}"
-            if offset == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                where += ", as in UTF-16"
-            shown = "UTF-8" if encoding == "utf-8-sig" else encoding
-            raise NotText(f"{name} is not {shown} text ({where})") from None
+            if offset == error.start:  # in the first block
+                kinds = [kind for mark, kind in MARKS.items() if error.object.startswith(mark)]
+                where += f", as in {kinds[0]}" if kinds else ""
+            raise NotText(f"{name} is not {encoding.upper()} text ({where})") from None
         except UnicodeError as error:  # UTF-16 without a byte order mark
             raise NotText(f"{name} is not {encoding} text ({error})") from None
 

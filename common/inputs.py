@@ -23,6 +23,8 @@ class Input:
     def __init__(self, path: Path):
         self.path, self.copy = path, None
         self.name = "standard input" if path == STDIN else str(path)
+        if path == STDIN and not sys.stdin:
+            raise UserError("there is no standard input")
         if path == STDIN or not path.is_file():
             self.copy = tempfile.TemporaryFile()
             with nullcontext(sys.stdin.buffer) if path == STDIN else open(path, "rb") as pipe:
@@ -76,20 +78,21 @@ def read_inputs(
         problems, divided = [], False
         for file in found:
             pieces = file.pieces(encoding)
+            if field:
+                pieces = documents(json_documents(file.name, pieces, field))
+            elif separator:
+                pieces = divide(pieces, separator)
             try:
-                if field:
-                    yield from documents(json_documents(file.name, pieces, field))
-                elif separator:
-                    for piece in divide(pieces, separator):
-                        divided |= piece is END
+                for piece in pieces:
+                    divided |= piece is END
+                    if not problems:
                         yield piece
-                else:
-                    yield from pieces
             except NotText as error:
                 problems.append(str(error))
             except OSError as error:
                 problems.append(f"{file.name} can't be read ({error.strerror})")
-            yield END
+            if not problems:  # after a problem nothing, or a reader with enough would not see it
+                yield END
         if problems:
             raise UserError(
                 f"{listed(problems)}: give their encoding, such as --encoding cp1252, leave them"
@@ -116,7 +119,8 @@ def without_undecodable(files: list[Input], encoding: str) -> list[Input]:
         except (NotText, OSError):
             bad.append(file.name)
     if bad:
-        print(f"left out {len(bad):,} of {len(files):,} files, not {encoding} text: {listed(bad)}")
+        count = f"{len(bad):,} of {len(files):,} files"
+        print(f"left out {count}, unreadable or not {encoding} text: {listed(bad)}")
     if not good:
         raise UserError(
             "none of the files can be decoded: give their encoding, such as --encoding cp1252"

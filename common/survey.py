@@ -352,7 +352,7 @@ def adapt(
             " datasets with bytes (..._byte)"
         )
     written = substitutes(unknown, tokenizer.characters)
-    shown = listed([f"{character!r} with {text!r}" for character, text in written.items()])
+    shown = listed([f"{character!r} with {text!r}" for character, text in written.items()], 100)
     print(f"replaced characters that {dataset} does not know: {shown}")
     table = str.maketrans(written)
     corpus = changed(corpus, lambda piece: piece.translate(table))

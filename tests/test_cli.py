@@ -11,6 +11,7 @@ def parse(*arguments):
     parser.add_text("--prompt", default="")
     parser.add_text("--stop", type=unescape)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--ckpt")
     parser.add_argument("files", nargs="*")
     return parser.parse_args(list(arguments))
 
@@ -23,6 +24,13 @@ def test_any_text_can_be_the_value_of_a_text_option(value, joined):
     assert args.prompt == value
     assert args.seed == 3
     assert args.files == ["a.txt"]
+
+
+@pytest.mark.parametrize("arguments", [["--seed="], ["--seed", ""], ["--ckpt", ""], [""]])
+def test_other_options_must_not_be_empty(arguments):
+    with pytest.raises(UserError, match="must not be empty|invalid int value") as error:
+        parse(*arguments)
+    assert error.value.status == 2
 
 
 @pytest.mark.parametrize("arguments", [["--prompt"], ["--prompt", "--seed", "3"]])

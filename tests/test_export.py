@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -375,6 +376,37 @@ def test_an_export_that_was_fine_tuned_is_not_replaced(folder, capsys):
     assert run_export() == 1
     assert "is not an earlier export, or was changed since" in error_line(capsys)
     assert contents(folder) == before
+
+
+def test_an_edited_card_is_not_replaced(folder, capsys):
+    save(build_model())
+    assert run_export() == 0
+    with open("hf/README.md", "a") as file:
+        file.write("license: mit")
+    before = contents(folder)
+    assert run_export() == 1
+    assert "was changed since" in error_line(capsys)
+    assert contents(folder) == before
+
+
+def test_an_export_that_was_killed_can_not_be_loaded_and_can_be_repeated(folder, monkeypatch):
+    save(build_model())
+    assert run_export() == 0
+    save(build_model(n_layers=1))
+    replace = os.replace
+
+    def kill_after_the_first(source, target):
+        shutil.copytree(Path(source).parent, "hf/.export-left")
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", kill_after_the_first)
+    assert run_export() == 130
+    assert not Path("hf/config.json").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert run_export() == 0
+    assert {path.name for path in Path("hf").iterdir()} == export.FILES
 
 
 def test_an_empty_folder_stays_the_same_folder(folder):

@@ -188,7 +188,10 @@ def test_files_that_can_not_be_decoded_can_be_left_out(folder, capsys):
     late = b"a" * files.BLOCK_BYTES + b"\xff"
     write(texts__a_txt=late, texts__b_txt="ok")
     assert texts("texts", skip_undecodable=True) == ["ok"]
-    assert "left out 1 of 2 files, not utf-8 text: texts/a.txt" in capsys.readouterr().out
+    assert (
+        "left out 1 of 2 files, unreadable or not utf-8 text: texts/a.txt"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "cp1252", "utf-8", "UTF8"])
@@ -196,6 +199,27 @@ def test_an_encoding_can_be_given(folder, encoding, monkeypatch):
     monkeypatch.setattr(files, "BLOCK_BYTES", 7)
     write(a_txt="café\r\n".encode(encoding) * 1)
     assert texts("a.txt", encoding=encoding) == ["café\r\n"]
+
+
+@pytest.mark.parametrize("limit", ["100", "300", "100000"])
+def test_a_file_that_can_not_be_decoded_is_noticed_despite_a_limit(folder, capsys, limit):
+    write(texts__a_txt=verses(10).encode() + b"\xff", texts__b_txt=verses(90))
+    write(texts__c_txt=verses(90), texts__d_txt=b"\xff")
+    assert prepare.main(["a_char", "--input", "texts", "--limit", limit]) == 1
+    assert "texts/a.txt is not UTF-8 text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "U8", "utf-16-le", "utf-16-be", "utf-32-le"])
+def test_a_byte_order_mark_is_dropped_in_any_encoding(folder, encoding):
+    write(a_txt="\ufeffcafé".encode(encoding))
+    assert texts("a.txt", encoding=encoding) == ["café"]
+
+
+@pytest.mark.parametrize("mark", ["utf-16", "utf-32"])
+def test_a_byte_order_mark_of_another_encoding_is_named(folder, mark):
+    write(a_txt="café".encode(mark))
+    with pytest.raises(UserError, match=f"is not UTF-8 text .byte 0 is 0xff, as in {mark.upper()}"):
+        texts("a.txt")
 
 
 @pytest.mark.parametrize("encoding", ["hex", "utf-17", "", "undefined"])
@@ -250,7 +274,7 @@ def test_text_of_windows_read_as_latin_1_gets_a_warning(folder, capsys):
 def test_nuls_in_documents_that_nuls_separate_get_a_warning(folder, capsys):
     write(texts__a_txt=verses(50) + "\0" + verses(50), texts__b_txt=verses(90), c_txt=verses(80))
     prepare.prepare("a_char", ["texts", "c.txt"])
-    assert "NUL characters, which stand for the end" in capsys.readouterr().out
+    assert r"warning: '\x00' is in the text, and stands for the end" in capsys.readouterr().out
 
 
 # separators

@@ -353,6 +353,24 @@ def test_documents_in_the_tokenizer_of_a_text_without_documents(dataset, separat
     assert decoded("docs_char")[0].count(between) == 1
 
 
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_documents_take_the_separator_of_the_other_tokenizer(folder, kind):
+    prepare.make_dataset(
+        f"a_{kind}", kind, Corpus("", lambda: documents(["a b", "b a", "a a"])), separator="--"
+    )
+    corpus = Corpus("", lambda: documents(["b b", "a b", "b a"]))
+    prepare.make_dataset(f"b_{kind}", kind, corpus, tokenizer_of=f"a_{kind}")
+    assert load_dataset(f"b_{kind}").tokenizer.separator == "--"
+
+
+def test_documents_need_a_blank_line_that_the_other_tokenizer_knows(folder):
+    Path("a.txt").write_text("abc " * 99)
+    prepare.prepare("a_char", ["a.txt"])
+    corpus = Corpus("", lambda: documents(["abc", "a", "b"]))
+    with pytest.raises(UserError, match=r"does not know the separator's '\\n'"):
+        prepare.make_dataset("b_char", "char", corpus, 0.3, tokenizer_of="a_char")
+
+
 def test_a_separator_that_the_other_tokenizer_does_not_know_is_refused(dataset):
     Path("names.txt").write_text("a|b|d")
     with pytest.raises(
@@ -414,9 +432,10 @@ def test_leftovers_of_a_killed_process_are_removed(dataset):
     assert sorted(os.listdir("data/verses_char")) == ["meta.json", "train.bin", "val.bin"]
 
 
-def test_the_files_of_a_process_that_is_writing_are_not_removed(dataset):
+def test_a_dataset_that_another_process_is_preparing_is_left_to_it(dataset):
     with prepare.new_folder(Path("data/verses_char")) as other:
-        prepare.prepare("verses_char", ["verses.txt"])
+        with pytest.raises(UserError, match="another program is preparing data/verses_char"):
+            prepare.prepare("verses_char", ["verses.txt"])
         assert other.exists()
     prepare.prepare("verses_char", ["verses.txt"])
     assert sorted(os.listdir("data/verses_char")) == ["meta.json", "train.bin", "val.bin"]

@@ -241,6 +241,11 @@ def test_interactive_starts_from_the_prompt(generate, continued, monkeypatch):
     assert continued == ["my lord", "my lord loves thee.\na fool"]
 
 
+def test_interactive_refuses_a_prompt_that_the_model_does_not_know(generate, capsys):
+    assert sample.main(["--ckpt", CKPT, "--interactive", "--prompt=é"]) == 2
+    assert "the prompt has characters" in capsys.readouterr().err
+
+
 def test_interactive_ignores_a_line_with_unknown_characters(generate, continued, monkeypatch):
     type_lines(monkeypatch, ["the king", "é", "a fool"])
     assert "characters that the tokenizer does not know: 'é'" in generate("--interactive")
