@@ -202,7 +202,7 @@ def convert(setting: Setting, value: object) -> object:
             if number.is_integer():  # 1e3 is a whole number too
                 # exact: a float has only 53 bits
                 return int(value) if str(value).isdigit() else int(number)
-    if str in kinds and text is not None:
+    if str in kinds and text:
         return value
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     wanted = [*setting.choices, *(names[kind] for kind in kinds if kind in names)]

@@ -304,6 +304,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
 
             # print a sample
             if config.sample_interval and step and step % config.sample_interval == 0:
+                metrics.flush()
                 with metrics.clock.paused():
                     text = run.sample(200)
                     metrics.write(step, {"sample": text})

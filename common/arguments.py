@@ -5,10 +5,12 @@ public names are settings; its `on_cpu = dict(...)` applies to runs on a CPU onl
 """
 
 import argparse
+import ast
 import difflib
 import runpy
 import textwrap
 import traceback
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -230,6 +232,20 @@ def find_file(path: str) -> str:
     raise UserError(f"there is no config file {path}{hint}", status=2)
 
 
+def repeated(source: bytes) -> list[str]:
+    """What is wrong with a config file that assigns to a setting twice: the first has no effect."""
+    lines = defaultdict(list)  # of the assignments to each name
+    for node in ast.parse(source).body:
+        for target in node.targets if isinstance(node, ast.Assign) else []:
+            if isinstance(target, ast.Name) and target.id in {*SETTINGS, "on_cpu"}:
+                lines[target.id].append(str(node.lineno))
+    return [
+        f"{name} is set more than once, in lines {' and '.join(numbers)}"
+        for name, numbers in lines.items()
+        if len(numbers) > 1
+    ]
+
+
 def read_file(path: str) -> tuple[dict, dict]:
     """The settings in a config file, and those in its on_cpu block. Raises UserError."""
     if path.endswith(".pt"):
@@ -238,18 +254,22 @@ def read_file(path: str) -> tuple[dict, dict]:
             " weights, --resume continues the run that --run_name names",
             status=2,
         )
+    if Path(path).suffix != ".py":
+        raise UserError(f"a config file is a Python file, not {path}", status=2)
     try:
-        open(path).close()  # runpy would run the __main__.py of a folder
-        names = runpy.run_path(path)
+        source = Path(path).read_bytes()  # also because runpy would run the __main__.py of a folder
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
+    try:
+        problems = repeated(source)
+        names = runpy.run_path(path)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [1, *(frame.lineno for frame in frames if frame.filename == path)]
-        line = getattr(error, "lineno", None) or lines[-1]
+        line = isinstance(error, SyntaxError) and error.lineno or lines[-1]
         message = f"config file {path}, line {line}: {type(error).__name__}: {error}"
         raise UserError(message, status=2) from None
-    problems, values = [], {}
+    values = {}
     for name in names.get("__annotations__", {}):
         if name not in names:
             problems.append(f"`{name}: value` sets nothing; write `{name} = value`")

@@ -116,12 +116,13 @@ def any_process(*conditions: bool) -> list[bool]:
 
 
 def on_first(function: Callable, *arguments) -> None:
-    """Calls the function in process 0; if it raises UserError, the others exit silently."""
+    """Calls the function in process 0; if it raises UserError or OSError, the others exit
+    silently."""
     failure = None
     if is_first():
         try:
             function(*arguments)
-        except UserError as error:
+        except (UserError, OSError) as error:
             failure = error
     if any_process(failure is not None)[0]:
         if failure:

@@ -158,7 +158,7 @@ def resume(run, saved: Checkpoint) -> None:
     if before.eval_interval != config.eval_interval:
         run.best_step = run.step  # patience counts evaluations: from here on
     best = config.path("best.pt")
-    if saved.best_step and not best.exists():
+    if math.isfinite(saved.best_val_loss) and not best.exists():
         print(f"note: {best} is missing, so the best model from now on takes its place")
         run.best_val_loss = math.inf
     elif before.eval_tokens != config.eval_tokens and best.exists():

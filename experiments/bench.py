@@ -49,7 +49,7 @@ from common.metrics import read_metrics
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import Config
 from data import Corpus, python
-from experiments.runs import RESULTS, machine, markdown
+from experiments.runs import RESULTS, count, machine, markdown
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 from train import Run
 
@@ -638,7 +638,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("what", choices=[*choices, "table"])
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to compare with")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="rounds to take medians over (default: %(default)s)"
+        "--rounds", type=count, default=3, help="rounds to take medians over (default: %(default)s)"
     )
     parser.add_argument(
         "--device", default="auto", help="for training and generation: auto, cpu, cuda, mps"

@@ -316,13 +316,14 @@ def describe(path: str, saved: Checkpoint) -> dict:
     model, _ = saved.build(DEVICE)
     dtype, _ = pick_dtype(config.dtype, DEVICE)
     loss = mean_loss(model, dataset.val, dtype)
+    rows = read_metrics(metrics_path(path, saved))
     reread = saved.step * config.tokens_per_step > len(dataset.train)  # else nothing is memorized
     return {
         "machine": machine(DEVICE),
         "config": saved.config,
         "parameters": count_parameters(config),
         "step": saved.step,
-        "seconds": read_metrics(metrics_path(path, saved))[-1]["seconds"],
+        "seconds": max(row["seconds"] for row in rows if row["step"] <= saved.step),
         "loss": loss,
         "bits_per_byte": dataset.bits_per_byte(loss),
         "memorized": memorization(model, dataset, dtype) if reread else None,
@@ -334,7 +335,8 @@ def describe(path: str, saved: Checkpoint) -> dict:
 
 def metrics_path(path: str, saved: Checkpoint) -> Path:
     """The metrics file next to a checkpoint."""
-    return Path(path).with_name(f"{saved.config['run_name']}_metrics.jsonl")
+    kept = ".prev" if Path(path).stem.endswith(".prev") else ""  # of a run that was replaced
+    return Path(path).with_name(f"{saved.config['run_name']}_metrics{kept}.jsonl")
 
 
 @command
@@ -354,14 +356,16 @@ def main(argv: list[str]) -> None:
 
     # keep what describes the runs
     saved = {path: checkpoint.load(path) for path in args.checkpoints}
+    names = [state.config["run_name"] for state in saved.values()]
+    if len(set(names)) < len(names):
+        raise UserError(f"checkpoints of one name can't be told apart: {', '.join(names)}", 2)
     runs = [describe(path, state) for path, state in saved.items()]
     folder = args.results / "trained"
     folder.mkdir(parents=True, exist_ok=True)
     for path, state in saved.items():
-        metrics = metrics_path(path, state)
-        (folder / metrics.name).write_bytes(metrics.read_bytes())
+        copy = folder / f"{state.config['run_name']}_metrics.jsonl"
+        copy.write_bytes(metrics_path(path, state).read_bytes())
     path = folder / "runs.json"
-    names = [run["config"]["run_name"] for run in runs]
     earlier = read_json(path) if path.exists() else []
     runs += [run for run in earlier if run["config"]["run_name"] not in names]
     path.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")

@@ -148,9 +148,9 @@ def run_one(config: Config) -> dict:
         "val_losses": [round(loss, 5) for loss in curves["val_losses"]],
         "milliseconds_per_step": round(1000 * rows[-1]["seconds"] / max(1, rows[-1]["step"]), 2),
     }
+    write_bytes(folder / "result.json", json.dumps(result).encode())
     for name in ("best.pt", "best.prev.pt", "last.pt"):
         config.path(name).unlink(missing_ok=True)
-    write_bytes(folder / "result.json", json.dumps(result).encode())
     return result
 
 
@@ -176,7 +176,9 @@ class Trainer:
     def __call__(self, configs: dict[Key, Config], later: int = 0) -> dict[Key, dict]:
         """later: how many further runs the caller expects to ask for afterwards."""
         paths = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
-        missing = [configs[key] for key, path in paths.items() if not path.exists()]
+        # by folder: two points may round to equal configs
+        missing = {paths[key]: config for key, config in configs.items()}
+        missing = [config for path, config in missing.items() if not path.exists()]
         if missing:
             total = len(missing) + later
             if self.bar is None:

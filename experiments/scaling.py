@@ -272,7 +272,7 @@ def run_analysis(seeds: int, trainer: Trainer, scale: float = 1.0) -> list[dict]
                 "epochs": round(scale * tokens / len(data.train), 3),
                 "learning_rate": rate,
             }
-            rows.append(row | results[point])
+            rows.append(results[point] | row)
 
     # search for learning rates
     wanted = [(size, rate) for rate in RATES for size in RATE_SIZES]

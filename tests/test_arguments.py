@@ -121,6 +121,18 @@ def test_a_line_that_sets_nothing_is_an_error(config_file, line, problem):
             load_config([config_file(f"{line}\n"), *argv])
 
 
+def test_a_setting_that_is_set_twice_is_an_error(config_file):
+    path = config_file("n_layers = 2\nseed = 1\nif seed:\n    seed = 2\n\nn_layers = 3")
+    with pytest.raises(UserError, match="n_layers is set more than once, in lines 1 and 6$"):
+        load_config([path])
+
+
+def test_a_config_file_is_a_python_file(folder):
+    Path("tiny.json").write_text('{"n_layers": 1}')
+    with pytest.raises(UserError, match="a config file is a Python file, not tiny.json"):
+        load_config(["tiny.json"])
+
+
 def test_a_dict_that_is_not_a_setting_is_mentioned(config_file, capsys):
     assert read_file(config_file("plans = dict(n_layers=2)\n")) == ({}, {})
     assert "plans in some.py is not a setting" in capsys.readouterr().out

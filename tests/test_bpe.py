@@ -188,7 +188,7 @@ def test_a_sample_has_a_limited_number_of_different_words(monkeypatch):
         ("verses_bpe0512", "or bpe with a vocabulary size, such as bpe4096; got 'verses_bpe0512'"),
         ("verses_bpe4k", "dataset names are"),
         ("verses_bpe٥٠٠", "dataset names are"),
-        ("verses_bpe16384", "use a smaller one (..._bpe256) or more text"),
+        ("verses_bpe16384", "use a smaller vocabulary (..._bpe256) or"),
     ],
 )
 def test_impossible_vocabularies_are_refused(folder, capsys, name, words):
@@ -201,14 +201,16 @@ def test_impossible_vocabularies_are_refused(folder, capsys, name, words):
 
 def test_the_largest_vocabulary_that_a_text_fills_is_named(folder):
     write("a.txt", "a")
-    with pytest.raises(UserError, match=r"244 tokens only, not 256: use a smaller one \(\.\.\._by"):
+    with pytest.raises(
+        UserError, match=r"only 244 tokens, not 256: use a smaller vocabulary \(\.\.\._by"
+    ):
         prepare.prepare("a_bpe256", ["a.txt"])
     write("verses.txt", verses(100))
     with pytest.raises(UserError) as error:
         prepare.prepare("verses_bpe4096", ["verses.txt"])
     most = int(str(error.value).split(" of ")[1].split()[0])
     prepare.prepare(f"verses_bpe{most}", ["verses.txt"])
-    with pytest.raises(UserError, match=f"{most} tokens only, not {most + 1}"):
+    with pytest.raises(UserError, match=f"only {most} tokens, not {most + 1}"):
         prepare.prepare(f"verses_bpe{most + 1}", ["verses.txt"])
 
 

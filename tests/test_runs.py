@@ -55,6 +55,13 @@ def test_run_all_trains_only_what_has_no_result(configs):
     assert runs.Trainer(parallel=1)(configs) == results
 
 
+def test_equal_configs_are_trained_once(configs):
+    with runs.Trainer(parallel=2) as trainer:
+        results = trainer({"one": configs["calm"], "other": configs["calm"]})
+        assert trainer.bar.n == trainer.bar.total == 1
+    assert results["one"] == results["other"]
+
+
 def test_one_progress_line_counts_the_runs_of_all_calls(configs):
     with runs.Trainer(parallel=1) as trainer:
         for i in range(2):

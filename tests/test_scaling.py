@@ -58,7 +58,7 @@ def simulate(trainer, configs: dict, later: int = 0) -> dict:
         steps = config.max_steps
         loss = TRUE(parameters, steps * config.tokens_per_step)
         loss += 0.1 * np.log(config.learning_rate * parameters**0.5) ** 2
-        result = {"seed": config.seed, "final": loss, "best": loss}
+        result = {"seed": config.seed, "final": loss, "best": loss, "parameters": 1, "tokens": 1}
         results[key] = result | {"val_steps": [0, steps], "val_losses": [5.0, loss]}
     return results
 

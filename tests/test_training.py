@@ -127,6 +127,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(dataset, tiny, mon
     assert all(tensor.isfinite().all() for tensor in weights(LAST).values())
 
 
+def test_a_diverged_model_is_not_sampled(dataset, tiny, monkeypatch):
+    before_update(
+        monkeypatch, lambda run, step: torch.nn.init.constant_(run.model.head.weight, math.nan)
+    )
+    with pytest.raises(UserError, match="train/loss is nan at step 0"):
+        train(tiny(log_interval=5, sample_interval=3))
+
+
 def test_the_average_of_the_weights_is_evaluated_and_saved(dataset, tiny):
     result = train(tiny(ema_decay=0.6))
     saved = checkpoint.load(LAST)
