@@ -208,7 +208,7 @@ def test_the_largest_vocabulary_that_a_text_fills_is_named(folder):
     write("verses.txt", verses(100))
     with pytest.raises(UserError) as error:
         prepare.prepare("verses_bpe4096", ["verses.txt"])
-    most = int(str(error.value).split(" of ")[1].split()[0])
+    most = int(str(error.value).split(" only ")[1].split()[0])
     prepare.prepare(f"verses_bpe{most}", ["verses.txt"])
     with pytest.raises(UserError, match=f"only {most} tokens, not {most + 1}"):
         prepare.prepare(f"verses_bpe{most + 1}", ["verses.txt"])
