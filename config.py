@@ -64,9 +64,9 @@ class Config(GPTConfig):
         found = super().problems()
         counts = ("batch_size", "micro_batch_size", "max_steps", "patience")
         intervals = ("eval_interval", "eval_tokens", "log_interval")
-        may_be_zero = ("warmup_steps", "weight_decay", "confidence_penalty", "grad_clip", "min_lr")
-        may_be_zero += ("sample_interval", "seed")
-        for least, names in ((1, counts + intervals), (0, may_be_zero)):
+        strengths = ("weight_decay", "confidence_penalty", "grad_clip", "min_lr")
+        may_be_zero = ("warmup_steps", "sample_interval", "seed")
+        for least, names in ((1, counts + intervals), (0, strengths + may_be_zero)):
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not least <= value < math.inf:

@@ -61,8 +61,8 @@ FILES = {
     "tokenizer_config.json",
 }
 MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
-CARD_HASH = "model_card_sha256"  # the name of the hash of README.md, to notice that it was edited
-UNFINISHED = ".export-"  # how the folder begins that files are in until all are complete
+CARD_HASH = "model_card_sha256"  # in config.json: the hash of README.md, which shows later edits
+UNFINISHED = ".export-"  # prefix of the temporary folder that files are written to first
 NOT_OURS = "{} is not an earlier export, or was changed since: choose another --out"
 
 CARD = """\
@@ -333,9 +333,10 @@ def check_file(out: Path) -> None:
 
 
 def write_folder(out: Path, files: dict[str, bytes]) -> None:
-    """Writes these files to the folder `out`; if that fails, what was there is unchanged.
+    """Writes these files to the folder `out`; if the disk is full, what was there is unchanged.
 
-    config.json goes first and comes last: nobody can load a mixture that a killed process leaves.
+    config.json is removed first and replaced last: a process that is killed meanwhile leaves a
+    folder that can't be loaded.
     """
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)  # it may be a mount point, which can't be renamed
@@ -344,7 +345,7 @@ def write_folder(out: Path, files: dict[str, bytes]) -> None:
             for name, content in files.items():
                 (Path(temporary) / name).write_bytes(content)
             (out / "config.json").unlink(missing_ok=True)
-            for name in [*(files.keys() - {"config.json"}), "config.json"]:
+            for name in sorted(files, key=lambda name: name == "config.json"):
                 os.replace(Path(temporary) / name, out / name)
         for left in out.glob(f"{UNFINISHED}*"):  # by killed processes
             shutil.rmtree(left, ignore_errors=True)

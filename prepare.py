@@ -21,17 +21,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-try:
-    import fcntl
-except ImportError:  # Windows, which does not delete files that another process has open
-    fcntl = None
-
 import data
 from common import bpe
 from common.cli import Parser, command, escape_controls, unescape
 from common.dataset import SPLITS, UNITS, is_prepared, load_dataset
 from common.errors import UserError
-from common.files import data_dir
+from common.files import data_dir, locked
 from common.inputs import read_inputs
 from common.survey import (
     CHANGED,
@@ -243,9 +238,9 @@ def reuse_tokenizer(
 ) -> Tokenizer:
     """The tokenizer `other` of a dataset, for text with this separator, or without one if None.
 
-    given: the user wants this one; else it is the one of `other`, if that has one. blank_line: what
-    is needed between documents without a separator. Raises UserError if the tokenizer does not know
-    what goes between documents.
+    given: the user asked for this one; otherwise that of `other` takes its place. blank_line: goes
+    between documents that have no separator. Raises UserError if the tokenizer lacks a character
+    that goes between documents.
     """
     if separator and isinstance(other, BPETokenizer):
         separator = END_OF_TEXT
@@ -331,7 +326,7 @@ def make_dataset(
     # the tokenizer; no separator unless training sees one, because samples start from it
     several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
     between = separator or (NUL if several[TRAIN] else None)
-    blank_line = "\n" if any(several) else ""  # between documents if there is no separator
+    blank_line = "\n" if any(several) else ""  # goes between documents that have no separator
     if other:
         given = separator is not None
         tokenizer = reuse_tokenizer(other, tokenizer_of, between, given, blank_line)
@@ -378,22 +373,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises UserError if another process is writing there now.
     """
-    lock = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
-        try:
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another program is preparing {folder}: wait for it") from None
-        except OSError:  # a file system without locks
-            pass
+    with locked(folder, f"another program is preparing {folder}: wait until it has finished"):
         for left in folder.glob(".new-*"):
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
             yield Path(temporary)
-    finally:
-        if fcntl:
-            os.close(lock)
 
 
 def prepare_missing(name: str) -> None:

@@ -233,7 +233,7 @@ def find_file(path: str) -> str:
 
 
 def repeated(source: bytes) -> list[str]:
-    """What is wrong with a config file that assigns to a setting twice: the first has no effect."""
+    """The problems of a config file that assigns to a setting twice: the first has no effect."""
     lines = defaultdict(list)  # of the assignments to each name
     for node in ast.parse(source).body:
         for target in node.targets if isinstance(node, ast.Assign) else []:
@@ -257,7 +257,7 @@ def read_file(path: str) -> tuple[dict, dict]:
     if Path(path).suffix != ".py":
         raise UserError(f"a config file is a Python file, not {path}", status=2)
     try:
-        source = Path(path).read_bytes()  # also because runpy would run the __main__.py of a folder
+        source = Path(path).read_bytes()  # refuses a folder, whose __main__.py runpy would run
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
     try:
@@ -266,7 +266,7 @@ def read_file(path: str) -> tuple[dict, dict]:
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [1, *(frame.lineno for frame in frames if frame.filename == path)]
-        line = isinstance(error, SyntaxError) and error.lineno or lines[-1]
+        line = (error.lineno if isinstance(error, SyntaxError) else None) or lines[-1]
         message = f"config file {path}, line {line}: {type(error).__name__}: {error}"
         raise UserError(message, status=2) from None
     values = {}

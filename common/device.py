@@ -33,9 +33,9 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("not one of cpu, cuda, mps")
-        own = distributed.local_rank()  # each process of a distributed run has its own GPU
+        # torch.cuda.set_device needs an index; each process of a distributed run has its own GPU
         if device.type == "cuda" and (device.index is None or distributed.world_size() > 1):
-            device = torch.device("cuda", own)
+            device = torch.device("cuda", distributed.local_rank())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

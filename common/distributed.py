@@ -116,8 +116,7 @@ def any_process(*conditions: bool) -> list[bool]:
 
 
 def on_first(function: Callable, *arguments) -> None:
-    """Calls the function in process 0; if it raises UserError or OSError, the others exit
-    silently."""
+    """Calls the function in process 0. If it raises UserError or OSError, the others just exit."""
     failure = None
     if is_first():
         try:

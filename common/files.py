@@ -5,10 +5,15 @@ import glob
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from common.errors import UserError, listed
 
@@ -236,3 +241,32 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a whole file atomically."""
     write_atomically(path, lambda file: file.write(content))
+
+
+def lock(file: int | IO, problem: str) -> None:
+    """Locks an open file or folder until it is closed or the process dies.
+
+    Raises UserError(problem) if it is locked. Does nothing on systems or disks without such locks.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(problem) from None
+    except OSError:  # a disk without locks
+        pass
+
+
+@contextmanager
+def locked(folder: Path, problem: str) -> Iterator[None]:
+    """Locks a folder for the time of a `with` block. Raises UserError(problem) if it is locked."""
+    if fcntl is None:  # Windows can't open a folder
+        yield
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        lock(file, problem)
+        yield
+    finally:
+        os.close(file)

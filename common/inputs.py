@@ -24,7 +24,7 @@ class Input:
         self.path, self.copy = path, None
         self.name = "standard input" if path == STDIN else str(path)
         if path == STDIN and not sys.stdin:
-            raise UserError("there is no standard input")
+            raise UserError("standard input is closed: name a file instead of -")
         if path == STDIN or not path.is_file():
             self.copy = tempfile.TemporaryFile()
             with nullcontext(sys.stdin.buffer) if path == STDIN else open(path, "rb") as pipe:
@@ -91,7 +91,7 @@ def read_inputs(
                 problems.append(str(error))
             except OSError as error:
                 problems.append(f"{file.name} can't be read ({error.strerror})")
-            if not problems:  # after a problem nothing, or a reader with enough would not see it
+            if not problems:  # a reader that stops early must still reach the error below
                 yield END
         if problems:
             raise UserError(
@@ -148,7 +148,9 @@ def json_documents(name: str, pieces: Iterable[str], fields: Sequence[str]) -> I
                 )
         text = "\n\n".join(record[field] for field in fields)
         text = text if text.strip() else ""
-        yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half characters
+        yield text.encode("utf-16", "surrogatepass").decode(
+            "utf-16", "replace"
+        )  # unpaired surrogates
 
 
 def lines(pieces: Iterable[str]) -> Iterator[str]:

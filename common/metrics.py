@@ -5,16 +5,11 @@ import math
 import os
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 import torch
 
 from common import distributed
 from common.errors import UserError
-from common.files import write_atomically
+from common.files import lock, write_atomically
 from common.timing import Stopwatch
 from common.wandb_run import WandbRun
 from config import Config
@@ -75,28 +70,16 @@ def summarize(rows: list[dict]) -> dict:
     }
 
 
-def lock(file) -> None:
-    """Locks a file until it is closed or the process dies. Raises UserError if it is locked.
-
-    Does nothing on systems or disks without such locks.
-    """
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another run is still writing {file.name}: choose another --run_name"
-        ) from None
-    except OSError:  # a disk without locks
-        pass
+def lock_metrics(file) -> None:
+    """Locks an open metrics file. Raises UserError if a run that is alive writes it."""
+    lock(file, f"another run is still writing {file.name}: choose another --run_name")
 
 
 def check_not_running(path: Path) -> None:
     """Raises UserError if a run that is alive writes this metrics file."""
     if path.exists():
         with open(path) as file:
-            lock(file)
+            lock_metrics(file)
 
 
 class Metrics:
@@ -125,7 +108,7 @@ class Metrics:
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomically(path, lambda file: file.write(text.encode()))
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # complete lines, at once
-            lock(self.file)
+            lock_metrics(self.file)
             for row in kept:
                 self.keep_for_curves(row)
             self.wandb = WandbRun(config, run_id)

@@ -88,7 +88,7 @@ def make_room(config: Config) -> None:
     replaced = any(new.exists() for new in kept.values())
     for path, new in kept.items():
         os.replace(path, new)
-    note = ", in place of those of the run before it" if replaced else ""
+    note = ", replacing those of the run before it" if replaced else ""
     print(f"kept the files of an earlier run as {config.path('*.prev.*')}{note}")
 
 

@@ -358,7 +358,7 @@ def main(argv: list[str]) -> None:
     saved = {path: checkpoint.load(path) for path in args.checkpoints}
     names = [state.config["run_name"] for state in saved.values()]
     if len(set(names)) < len(names):
-        raise UserError(f"checkpoints of one name can't be told apart: {', '.join(names)}", 2)
+        raise UserError(f"several of the runs have the same name: {', '.join(names)}", 2)
     runs = [describe(path, state) for path, state in saved.items()]
     folder = args.results / "trained"
     folder.mkdir(parents=True, exist_ok=True)

@@ -176,9 +176,8 @@ class Trainer:
     def __call__(self, configs: dict[Key, Config], later: int = 0) -> dict[Key, dict]:
         """later: how many further runs the caller expects to ask for afterwards."""
         paths = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
-        # by folder: two points may round to equal configs
-        missing = {paths[key]: config for key, config in configs.items()}
-        missing = [config for path, config in missing.items() if not path.exists()]
+        by_path = {paths[key]: config for key, config in configs.items()}  # equal ones once
+        missing = [config for path, config in by_path.items() if not path.exists()]
         if missing:
             total = len(missing) + later
             if self.bar is None:

@@ -366,26 +366,24 @@ def test_an_earlier_export_is_replaced(folder):
     assert {path.name for path in Path("hf").iterdir()} == export.FILES
 
 
-def test_an_export_that_was_fine_tuned_is_not_replaced(folder, capsys):
+def fine_tune() -> None:
+    AutoModelForCausalLM.from_pretrained("hf").save_pretrained("hf")
+
+
+def edit_card() -> None:
+    with open("hf/README.md", "a") as file:
+        file.write("license: mit")
+
+
+@pytest.mark.parametrize("change", [fine_tune, edit_card])
+def test_an_export_that_was_changed_is_not_replaced(folder, capsys, change):
     save(build_model())
     assert run_export() == 0
-    model = AutoModelForCausalLM.from_pretrained("hf")
-    model.save_pretrained("hf")
+    change()
     before = contents(folder)
     capsys.readouterr()
     assert run_export() == 1
     assert "is not an earlier export, or was changed since" in error_line(capsys)
-    assert contents(folder) == before
-
-
-def test_an_edited_card_is_not_replaced(folder, capsys):
-    save(build_model())
-    assert run_export() == 0
-    with open("hf/README.md", "a") as file:
-        file.write("license: mit")
-    before = contents(folder)
-    assert run_export() == 1
-    assert "was changed since" in error_line(capsys)
     assert contents(folder) == before
 
 

@@ -26,7 +26,7 @@ def test_a_new_run_keeps_all_files_of_a_finished_one(finished_run, tiny, capsys)
         stem, suffix = os.path.splitext(name)
         assert Path(f"out/{stem}.prev{suffix}").read_bytes() == content
     train(tiny(seed=3))
-    assert "tiny_*.prev.*, in place of those of the run before it" in capsys.readouterr().out
+    assert "tiny_*.prev.*, replacing those of the run before it" in capsys.readouterr().out
 
 
 def test_an_unfinished_run_is_not_replaced(dataset, tiny, monkeypatch):
