@@ -75,7 +75,7 @@ pipeline_tag: text-generation
 
 | | |
 |---|---|
-| architecture | {architecture}, {n_layers} layers of {d_model}, {n_heads} heads |
+| architecture | {architecture}; layers: {n_layers}, width: {d_model}, heads: {n_heads} |
 | parameters | {parameters:,} |
 | trained on | {dataset}: {steps:,} steps of {tokens_per_step:,} tokens, starting from {weights} |
 | validation loss | {loss} |

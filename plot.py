@@ -50,10 +50,12 @@ def sentence(name: str, rows: list[dict]) -> str:
     """What a run's curves show, as their title; nothing before its first evaluation."""
     steps, losses = series(rows, "train/loss")
     evaluated, val_losses = series(rows, "val/loss")
+    _, whole_losses = series(rows, "val/whole_loss")
     if not len(steps) or not evaluated.any():
         return ""
+    best = whole_losses[-1] if len(whole_losses) else val_losses.min()
     return (
-        f"{name}: validation loss {val_losses.min():.3f} at best,"
+        f"{name}: validation loss {best:.3f} at best,"
         f" training loss {smooth(losses)[-1]:.3f} after {steps[-1] + 1:,} steps"
     )
 

@@ -288,7 +288,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
                     best = evaluate_run(run, metrics, progress) if evaluate else False
                     metrics.sync()
                     run_state.save(run, best)
-                    if evaluate and distributed.is_first():
+                    if evaluate and not last and distributed.is_first():
                         draw({config.run_name: metrics.curves}, config.path("curves.png"))
                 timer.saved()
 
@@ -351,6 +351,7 @@ def conclude(run: Run, metrics: Metrics) -> float:
     if distributed.is_first():
         text, curves = run.sample(500), config.path("curves.png")
         metrics.write(run.step, {"sample": text})
+        draw({config.run_name: metrics.curves}, curves)
         metrics.wandb.log_files(run.step, curves, path if config.wandb_log_model else None)
         print(
             f"best model (step {best.step:,}): validation loss {loss:.4f} on all"

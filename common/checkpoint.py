@@ -4,6 +4,7 @@ A checkpoint file is the dict of a Checkpoint's fields: tensors and plain values
 could run code when it is loaded.
 """
 
+import difflib
 import math
 import pickle
 import zipfile
@@ -77,10 +78,17 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         raise UserError(f"can't save {path} ({reason}); the previous file is unchanged") from None
 
 
+def near_names(path: Path, most: int = 5) -> list[str]:
+    """The paths of the checkpoints in the same folder, those with the most similar names first."""
+    names = [other.name for other in sorted(path.parent.glob("*.pt")) if other != path]
+    nearest = difflib.get_close_matches(path.name, names, n=most, cutoff=0)
+    return [str(path.parent / name) for name in nearest]
+
+
 def load(path: str | Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU, after verifying its checksums. Raises UserError."""
     path = Path(path)
-    others = sorted(str(other) for other in path.parent.glob("*.pt") if other != path)
+    others = near_names(path)
     if not path.is_file():
         hint = f"there is {', '.join(others)}" if others else "python train.py makes one"
         raise UserError(f"there is no checkpoint {path}; {hint}")

@@ -176,13 +176,14 @@ class Metrics:
 
     def keep_for_curves(self, row: dict) -> None:
         """Keeps a row in memory to be drawn; of a long run's steps, evenly spaced ones."""
-        if "val/loss" in row or row["step"] % self.stride == 0:
+        if self.drawn(row):
             self.curves.append(row)
         if row["step"] > CURVE_POINTS * self.stride:
             self.stride *= 2
-            self.curves = [
-                row for row in self.curves if "val/loss" in row or row["step"] % self.stride == 0
-            ]
+            self.curves = list(filter(self.drawn, self.curves))
+
+    def drawn(self, row: dict) -> bool:
+        return "train/loss" not in row or row["step"] % self.stride == 0
 
     def sync(self) -> None:
         """Returns once everything written is on the disk."""

@@ -82,7 +82,7 @@ def trained_values(folder: Path) -> Values:
     return {
         "machine": run["machine"],
         "runs": markdown(lines),
-        "memorized": markdown(memorized) if memorized else not_measured("trained"),
+        "memorized": markdown(memorized) if memorized else "(no run read its text more than once)",
         "parameters": f"{run['parameters']:,}",
         "training": duration(run["seconds"]),
         "FLOPs": f"{flops:.1e}".replace("+", ""),

@@ -97,8 +97,12 @@ def add_options(parser: Parser, *, parallel: bool = True) -> None:
 
 
 def in_run_folder(config: Config, parent: str) -> Config:
-    """The config with an out_dir named after all its settings, so that equal runs train once."""
-    code = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:8]
+    """The config with an out_dir named after its settings and data, so that equal runs train once.
+
+    Raises UserError if the data is not prepared.
+    """
+    identity = [asdict(config), load_dataset(config.dataset).fingerprint]
+    code = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     return replace(config, out_dir=f"{parent}/{config.learning_rate:g}-{config.seed}-{code}")
 
 
@@ -201,6 +205,7 @@ class Trainer:
             handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it
             running = {pool.submit(work, config) for config in islice(waiting, self.parallel)}
             signal.signal(signal.SIGINT, handler)
+            terminated = signal.signal(signal.SIGTERM, stop_with_workers)
             try:
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -212,6 +217,15 @@ class Trainer:
             except BaseException:
                 stop.set()
                 raise
+            finally:
+                signal.signal(signal.SIGTERM, terminated)
+
+
+def stop_with_workers(*_) -> None:
+    """Handles SIGTERM as Ctrl-C, which reaches the worker processes too."""
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+    raise KeyboardInterrupt
 
 
 def start_worker(threads: int, event) -> None:

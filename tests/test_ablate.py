@@ -117,9 +117,10 @@ def test_equal_compute_change_the_number_of_steps(base, dataset):
     assert shares[0] == pytest.approx(shares[1], rel=0.01)
 
 
-def test_arms_with_equal_settings_share_their_runs():
+def test_arms_with_equal_settings_share_their_runs(dataset):
     def folder(name, arm, **changes):
-        config = ablate.arm_config(STUDIES[name], replace(ablate.CPU, **changes), arm)
+        base = replace(ablate.CPU, dataset="verses_char", **changes)
+        config = ablate.arm_config(STUDIES[name], base, arm)
         return runs.in_run_folder(config, "out").out_dir
 
     assert folder("norms", "rmsnorm, pre") == folder("mlp", "swiglu")

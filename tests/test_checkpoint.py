@@ -132,6 +132,10 @@ def test_a_missing_checkpoint_is_refused_and_another_one_suggested(saved, tmp_pa
     assert "python train.py makes one" in load_error(tmp_path / "run_last.pt")
     checkpoint.save(tmp_path / "run_best.pt", saved)
     assert f"there is {tmp_path / 'run_best.pt'}" in load_error(tmp_path / "run_last.pt")
+    for number in range(20):
+        (tmp_path / f"other_{number}_last.pt").touch()
+    message = load_error(tmp_path / "run_last.pt")
+    assert f"there is {tmp_path / 'run_best.pt'}" in message and message.count(".pt") == 6
 
 
 class Malicious:

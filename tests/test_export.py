@@ -337,7 +337,7 @@ def test_the_card_describes_the_model_and_its_training(folder):
     save(model, ByteTokenizer())
     assert run_export() == 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert "| architecture | Qwen3, 2 layers of 32, 2 heads |" in card()
+    assert "| architecture | Qwen3; layers: 2, width: 32, heads: 2 |" in card()
     assert f"| parameters | {parameters:,} |" in card()
     assert "shakespeare_char: 1,500 steps of 4,096 tokens, starting from random weights" in card()
     assert "1.2345 nats per token" in card()

@@ -91,6 +91,10 @@ def test_the_title_of_one_run_says_what_it_reached(metrics):
     expected = "run: validation loss 4.500 at best, training loss 2.030 after 100 steps"
     assert figure.get_suptitle() == expected
     assert legend(figure) == ["training", "validation"]
+    with open(metrics, "a") as file:  # the best model on the whole split, at the end of the run
+        file.write(json.dumps({"step": 100, "val/whole_loss": 4.6}) + "\n")
+    title = plot.curves(plot.load_runs([metrics])).get_suptitle()
+    assert title == expected.replace("4.500", "4.600")
     metrics.write_text(json.dumps({"step": 0, "train/loss": 4.0}) + "\n")
     assert plot.curves(plot.load_runs([metrics])).get_suptitle() == ""
 

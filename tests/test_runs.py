@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, start_python
+from helpers import ROOT, TINY, start_python, verses
 
 from common.errors import UserError
 from experiments import runs
+from prepare import prepare
 
 ENDLESS = """
 import sys
@@ -70,8 +71,11 @@ def test_one_progress_line_counts_the_runs_of_all_calls(configs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["they start", "they train"])
-def test_ctrl_c_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, when):
+@pytest.mark.parametrize(
+    ("signal_name", "when"),
+    [("Ctrl-C", "they start"), ("Ctrl-C", "they train"), ("SIGTERM", "they train")],
+)
+def test_a_signal_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, signal_name, when):
     settings = TINY | {"max_steps": 10**6, "compile": False}
     Path("endless.py").write_text(ENDLESS.format(root=str(ROOT), settings=settings))
     process = start_python("endless.py", start_new_session=True)
@@ -83,8 +87,15 @@ def test_ctrl_c_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, wh
         while when == "they train" and not all(path.exists() for path in saved[:2]):
             assert process.poll() is None
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches all processes
+        if signal_name == "Ctrl-C":  # a terminal's reaches all processes
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
         _, error = process.communicate(timeout=120)
+        with pytest.raises(ProcessLookupError):
+            for _ in range(100):  # multiprocessing's own helper ends a moment later
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -113,10 +124,13 @@ def test_run_all_in_processes_gives_the_same_results(configs):
         assert here | time == there
 
 
-def test_run_folders_differ_if_any_setting_does(tiny):
+def test_run_folders_differ_if_any_setting_or_the_data_does(dataset, tiny):
     folder = runs.in_run_folder(tiny(), "out").out_dir
     assert runs.in_run_folder(tiny(), "out").out_dir == folder
     assert runs.in_run_folder(tiny(block_size=16), "out").out_dir != folder
+    Path("verses.txt").write_text(verses(401))
+    prepare("verses_char", ["verses.txt"])
+    assert runs.in_run_folder(tiny(), "out").out_dir != folder
 
 
 def test_interval_is_students():
