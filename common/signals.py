@@ -26,6 +26,11 @@ class StopSignals:
             message = "\nstopping after this step (press Ctrl-C again to stop immediately)"
             print(message, file=sys.stderr)
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        compiling = kind is not None and kind.__module__.startswith(
+            ("torch._inductor", "torch._dynamo")
+        )
+        if self.received and compiling:  # Ctrl-C also ends the C++ compiler that a step waits for
+            raise KeyboardInterrupt from None

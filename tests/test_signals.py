@@ -1,6 +1,7 @@
 import signal
 
 import pytest
+from torch._inductor.exc import CppCompileError
 
 from common.signals import StopSignals
 
@@ -29,3 +30,12 @@ def test_the_earlier_handlers_are_restored():
     with StopSignals():
         assert [signal.getsignal(number) for number in NUMBERS] != before
     assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+def test_ctrl_c_that_ends_the_compiler_is_not_an_error_of_compilation():
+    error = CppCompileError(["g++"], "killed")
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        signal.raise_signal(signal.SIGINT)
+        raise error
+    with pytest.raises(type(error)), StopSignals():
+        raise error
