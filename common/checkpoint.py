@@ -78,17 +78,17 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         raise UserError(f"can't save {path} ({reason}); the previous file is unchanged") from None
 
 
-def near_names(path: Path, most: int = 5) -> list[str]:
-    """The paths of the checkpoints in the same folder, those with the most similar names first."""
-    names = [other.name for other in sorted(path.parent.glob("*.pt")) if other != path]
-    nearest = difflib.get_close_matches(path.name, names, n=most, cutoff=0)
+def similar(path: Path) -> list[str]:
+    """The five checkpoints in the same folder whose names are most similar, the nearest first."""
+    names = [other.name for other in path.parent.glob("*.pt") if other != path]
+    nearest = difflib.get_close_matches(path.name, sorted(names), n=5, cutoff=0)
     return [str(path.parent / name) for name in nearest]
 
 
 def load(path: str | Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU, after verifying its checksums. Raises UserError."""
     path = Path(path)
-    others = near_names(path)
+    others = similar(path)
     if not path.is_file():
         hint = f"there is {', '.join(others)}" if others else "python train.py makes one"
         raise UserError(f"there is no checkpoint {path}; {hint}")

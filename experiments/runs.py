@@ -202,10 +202,10 @@ class Trainer:
         spawn = multiprocessing.get_context("spawn")
         stop, waiting = spawn.Event(), iter(configs)
         with ProcessPoolExecutor(self.parallel, spawn, start_worker, (threads, stop)) as pool:
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it
+            on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it
             running = {pool.submit(work, config) for config in islice(waiting, self.parallel)}
-            signal.signal(signal.SIGINT, handler)
-            terminated = signal.signal(signal.SIGTERM, stop_with_workers)
+            signal.signal(signal.SIGINT, on_interrupt)
+            on_terminate = signal.signal(signal.SIGTERM, stop_with_workers)
             try:
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -218,11 +218,11 @@ class Trainer:
                 stop.set()
                 raise
             finally:
-                signal.signal(signal.SIGTERM, terminated)
+                signal.signal(signal.SIGTERM, on_terminate)
 
 
 def stop_with_workers(*_) -> None:
-    """Handles SIGTERM as Ctrl-C, which reaches the worker processes too."""
+    """Handles SIGTERM, which reaches this process only, like Ctrl-C, which reaches all."""
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGINT)
     raise KeyboardInterrupt
