@@ -148,9 +148,8 @@ def json_documents(name: str, pieces: Iterable[str], fields: Sequence[str]) -> I
                 )
         text = "\n\n".join(record[field] for field in fields)
         text = text if text.strip() else ""
-        yield text.encode("utf-16", "surrogatepass").decode(
-            "utf-16", "replace"
-        )  # unpaired surrogates
+        # unpaired surrogates can't be written as UTF-8
+        yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def lines(pieces: Iterable[str]) -> Iterator[str]:

@@ -183,6 +183,7 @@ class Metrics:
             self.curves = list(filter(self.drawn, self.curves))
 
     def drawn(self, row: dict) -> bool:
+        """Whether the curves need a row: of the steps, only every stride-th."""
         return "train/loss" not in row or row["step"] % self.stride == 0
 
     def sync(self) -> None:

@@ -29,8 +29,9 @@ class StopSignals:
     def __exit__(self, kind, *_):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        compiling = kind is not None and kind.__module__.startswith(
-            ("torch._inductor", "torch._dynamo")
-        )
-        if self.received and compiling:  # Ctrl-C also ends the C++ compiler that a step waits for
-            raise KeyboardInterrupt from None
+        if (
+            self.received
+            and kind
+            and kind.__module__.startswith(("torch._inductor", "torch._dynamo"))
+        ):
+            raise KeyboardInterrupt from None  # Ctrl-C has also ended the compiler of torch.compile
