@@ -1,7 +1,7 @@
 """Every setting of a run, its default and its meaning.
 
-A config file in configs/ sets what differs from the defaults, and the command line overrides both;
-common/arguments.py reads them.
+A config file in configs/ sets what differs from the defaults; its on_cpu block overrides that where
+there is no GPU, and the command line overrides everything. common/arguments.py reads them.
 """
 
 import difflib
@@ -29,7 +29,7 @@ class Config(GPTConfig):
     # optimization
     batch_size: int = 64  # sequences per optimizer step, over all micro-batches and processes
     micro_batch_size: int | None = None  # sequences per forward pass; none: all those of a process
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: in the blocks, with AdamW for the rest
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, else AdamW
     learning_rate: float = 1e-3  # peak, reached at the end of the warmup
     min_lr: float | None = None  # learning rate at the end of the cosine; none: learning_rate / 10
     warmup_steps: int = 100  # steps in which the learning rate rises linearly from 0
@@ -62,11 +62,11 @@ class Config(GPTConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        counts = ("batch_size", "micro_batch_size", "max_steps", "patience")
-        intervals = ("eval_interval", "eval_tokens", "log_interval")
-        strengths = ("weight_decay", "confidence_penalty", "grad_clip", "min_lr")
-        may_be_zero = ("warmup_steps", "sample_interval", "seed")
-        for least, names in ((1, counts + intervals), (0, strengths + may_be_zero)):
+        at_least_1 = ("batch_size", "micro_batch_size", "max_steps", "patience")
+        at_least_1 += ("eval_interval", "eval_tokens", "log_interval")
+        at_least_0 = ("weight_decay", "confidence_penalty", "grad_clip", "min_lr")
+        at_least_0 += ("warmup_steps", "sample_interval", "seed")
+        for least, names in ((1, at_least_1), (0, at_least_0)):
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not least <= value < math.inf:
@@ -97,6 +97,8 @@ class Config(GPTConfig):
                 "save_interval must be steps or minutes, such as 500 or 10min,"
                 f" not {self.save_interval!r}"
             )
+        if re.search(r"[/\\]", self.dataset):
+            found.append(f"dataset must be the name of a folder in data/, not {self.dataset!r}")
         if not re.fullmatch(r"[^/\\\0]+", self.run_name):
             found.append(f"run_name must be a plain name without slashes, not {self.run_name!r}")
         try:
@@ -128,10 +130,7 @@ class Setting:
     types: tuple  # of its values; a Literal stands for the values it lists
     default: object
     help: str
-
-    @property
-    def choices(self) -> list:
-        return [choice for kind in self.types for choice in choices_of(kind)]
+    choices: list
 
 
 def choices_of(kind: object) -> tuple:
@@ -159,13 +158,17 @@ def read_settings() -> dict[str, Setting]:
         choices = [choice for kind in kinds for choice in choices_of(kind)]
         if len(choices) > 1:
             text += f" ({', '.join(choices)})"
-        settings[field.name] = Setting(field.name, kinds, field.default, text)
+        settings[field.name] = Setting(field.name, kinds, field.default, text, choices)
     return settings
 
 
 SETTINGS = read_settings()
 NAMES_ELSEWHERE = {  # in nanoGPT and transformers
     "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "n_ctx": "block_size",
+    "iters": "max_steps",
     "n_embd": "d_model",
     "hidden_size": "d_model",
     "max_iters": "max_steps",
@@ -192,6 +195,8 @@ def convert(setting: Setting, value: object) -> object:
         return None
     if value in setting.choices:
         return value
+    if str(value).lower() in setting.choices:  # None for "none", "RMSNorm" for "rmsnorm"
+        return str(value).lower()
     if bool in kinds and (isinstance(value, bool) or text in BOOLEANS):
         return BOOLEANS.get(text, value)
     if not isinstance(value, bool) and (int in kinds or float in kinds):
@@ -222,7 +227,11 @@ def unknown_setting(name: str) -> str:
     if name == "vocab_size":
         return "vocab_size comes from the dataset and can't be set"
     meant = intended(name)
-    hint = f"did you mean {meant}?" if meant else "python train.py --help lists them all"
+    hint = (
+        f"did you mean {meant}?"
+        if meant not in (None, name)
+        else "python train.py --help lists them all"
+    )
     return f"unknown setting {name}: {hint}"
 
 

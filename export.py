@@ -386,11 +386,11 @@ def export_file(saved: Checkpoint, out: Path) -> str:
     optional_package("gguf")
     check_file(out)
     model, tokenizer, architecture = build(saved)
-    merges = describe_tokenizer(tokenizer)["model"]
+    bpe_model = describe_tokenizer(tokenizer)["model"]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
         new = Path(temporary) / "new.gguf"
-        gguf.write(new, model, architecture, tokenizer, merges, {MARK: saved.run_id})
+        gguf.write(new, model, architecture, tokenizer, bpe_model, {MARK: saved.run_id})
         os.replace(new, out)
     return architecture
 

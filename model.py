@@ -192,7 +192,7 @@ class KVCache:
         shape = (config.n_layers, batch_size, config.n_heads, config.block_size, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.inputs = {}  # (B, conv_width - 1, C) by sublayer
+        self.inputs = {}  # (B, conv_width - 1, C) by ShortConv
         self.length = 0  # positions filled; GPT.forward advances it after the last layer
 
     def append(self, layer: int, k, v):

@@ -35,9 +35,10 @@ def series(rows: list[dict], key: str, x: str = "step") -> tuple[np.ndarray, np.
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over the nearest 2% of the points, fewer near the start, to show the trend in the noise.
+    """Mean over the nearest 2% of the points, to show the trend in the noise; fewer near the ends.
 
-    Centered on each point: a mean over the points before it would lie above a falling loss.
+    Centered on each point: a mean over the points before it would lie above a falling loss. Only
+    the last values have no points after them: the very last is a mean over the last 1%.
     """
     total = np.cumsum(np.insert(values, 0, 0.0))
     centers = np.arange(len(values))
@@ -48,15 +49,16 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def sentence(name: str, rows: list[dict]) -> str:
     """What a run's curves show, as their title; nothing before its first evaluation."""
-    steps, losses = series(rows, "train/loss")
+    _, losses = series(rows, "train/loss")
     evaluated, val_losses = series(rows, "val/loss")
     _, whole_losses = series(rows, "val/whole_loss")
-    if not len(steps) or not evaluated.any():
+    if not len(losses) or not evaluated.any():
         return ""
+    steps = max(row["step"] + ("train/loss" in row) for row in rows)
     best = whole_losses[-1] if len(whole_losses) else val_losses.min()
     return (
         f"{name}: validation loss {best:.3f} at best,"
-        f" training loss {smooth(losses)[-1]:.3f} after {steps[-1] + 1:,} steps"
+        f" training loss {smooth(losses)[-1]:.3f} after {steps:,} steps"
     )
 
 

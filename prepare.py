@@ -129,7 +129,8 @@ def find_corpus(
 def jobs(pieces: Iterable[tuple[str, int, str]]) -> Iterator[tuple[str, list[list[str]]]]:
     """Joins the pieces of each split into jobs of about JOB_CHARACTERS: documents, each in pieces.
 
-    The first document of a job is the rest of the one before, without any piece if that had ended.
+    The first document of a job continues the last one of the job before; if that one had ended, it
+    is empty.
     """
     waiting = {name: [[]] for name in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
@@ -223,6 +224,7 @@ def train_tokenizer(size: int, texts: list[str], separator: str | None) -> Train
 
 def other_tokenizer(dataset: str, kind: str) -> Tokenizer:
     """The tokenizer of another dataset. Raises UserError if it is not of this kind."""
+    parse_name(dataset)
     tokenizer = load_dataset(dataset).tokenizer
     if tokenizer.kind != kind:
         raise UserError(
@@ -300,8 +302,9 @@ def make_dataset(
 ) -> None:
     """Makes data/<name> of a corpus, with tokens of this kind; the rest is as in `prepare`.
 
-    separator: what divided the text into documents, and what goes between them, unless it is BPE.
+    separator: what divided the text into documents; char and byte tokens also keep it between them.
     """
+    other = other_tokenizer(tokenizer_of, kind) if tokenizer_of else None
     if limit:
         corpus = limited(corpus, limit)
 
@@ -309,7 +312,6 @@ def make_dataset(
     found = survey(corpus)
     for warning in found.warnings:
         print(f"warning: {warning}")
-    other = other_tokenizer(tokenizer_of, kind) if tokenizer_of else None
     if other:
         corpus, found = adapt(corpus, found, other, tokenizer_of, replace_unknown)
     assignment = assign(found, val_fraction)
@@ -417,6 +419,8 @@ def report(folder: Path, meta: dict, found: Survey, tokenizer: Tokenizer) -> Non
         f"  vocabulary of {tokenizer.vocab_size:,} tokens; {len(found.vocabulary):,} different"
         f" characters: {found.vocabulary[:100]!r}{more}"
     )
+    if "\r" in found.vocabulary:
+        print("  the text keeps its carriage returns (line ends of Windows); dos2unix removes them")
     if isinstance(tokenizer, TrainedBPETokenizer):
         describe_vocabulary(folder, tokenizer)
     print(f"  sha256 of the text: {meta['sha256']}")
@@ -500,6 +504,9 @@ def main(argv: list[str]) -> None:
         }
         prepare(name, given.pop("input", None), **given)
         return
+    if argv:
+        example = "python prepare.py notes_char --input notes.txt"
+        raise UserError(f"name the dataset before its options, as in {example}", status=2)
     print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
     for name, about in corpora().items():
         print(f"  {name:12} {about}")

@@ -68,7 +68,7 @@ class Writer:
         self.ended = False
 
     def add(self, ids: list[int]) -> str:
-        """The text that follows from the next ids, without what may begin a separator."""
+        """The text that follows from the next ids, without what may yet become more."""
         if self.ended:
             return ""
         self.text += self.decode(ids)
@@ -93,11 +93,11 @@ class Writer:
         return new
 
     def doubtful(self) -> int:
-        """How many characters at the end of the text may be the beginning of a separator."""
+        """How many characters at the end of the text may begin a separator, or a line end."""
         for length in range(len(self.separator or "") - 1, 0, -1):
             if self.text.endswith(self.separator[:length]):
                 return length
-        return 0
+        return 1 if self.text.endswith("\r") else 0
 
 
 def write_one(stream: Iterable[torch.Tensor], writer: Writer) -> Iterator[str]:

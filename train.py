@@ -63,7 +63,7 @@ class Batches:
                 f" at least {T + 1:,}: set a smaller block_size, or prepare more text"
             )
         self.tokens, self.config = tokens, config
-        # one window fewer than fits, so that the cuts can shift by up to T
+        # leaves at least T tokens over (if there are 2 T), by which the cuts can shift
         self.windows_per_epoch = max(1, (len(tokens) - T) // T)
         self.epoch_starts = lru_cache(maxsize=2)(self.shuffle)  # a batch rarely spans more
 
@@ -135,6 +135,7 @@ class Run:
         self.optimizers = make_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.step, self.best_step, self.best_val_loss = 0, 0, math.inf
+        self.patience_start = 0
         self.id = uuid.uuid4().hex[:8]
 
     @property
@@ -292,9 +293,9 @@ def loop(run: Run, metrics: Metrics) -> bool:
                         draw({config.run_name: metrics.curves}, config.path("curves.png"))
                 timer.saved()
 
-            # end, at the last step or when the loss no longer improves
+            # end: at the last step, when the loss no longer improves, or after a signal
             impatient = evaluate and run_state.out_of_patience(
-                step, run.best_step, config.eval_interval, config.patience
+                step, run.patience_start, config.eval_interval, config.patience
             )
             if not last and impatient:
                 progress.print(f"no improvement in {config.patience} evaluations: stopping early")
@@ -322,12 +323,13 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
 
     Untrained weights never count as best.
     """
-    limit = run.config.eval_tokens
+    limit = max(run.config.eval_tokens, run.config.block_size)  # at least one window
     loss = mean_loss(run.eval_model, run.dataset.val, run.dtype, limit)
     trained = run.step > 0 or run.config.init_from is not None
     best = trained and loss < run.best_val_loss
     if best:
         run.best_step, run.best_val_loss = run.step, loss
+        run.patience_start = run.step
     metrics.write(run.step, {"val/loss": loss})
     progress.print(
         f"step {run.step:>6,} | validation loss {loss:.4f}"

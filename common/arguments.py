@@ -28,7 +28,7 @@ from model import GPTConfig
 
 DEFAULT_FILE = "configs/shakespeare_char.py"
 ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTINGS]
-# what determines the names and shapes of the weights
+# what a model's weights were trained for
 SHAPE = [name for name in ARCHITECTURE if name != "dropout"]
 # what a resumed run can't change
 FIXED = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer", "init_from"]
@@ -47,7 +47,12 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     """
     file, given, on_cpu_allowed = parse_arguments(argv)
     path = find_file(file or DEFAULT_FILE)
-    values, on_cpu = read_file(path)
+    try:
+        values, on_cpu = read_file(path)
+    except UserError:
+        if file or not {"run_name", "resume"} <= given.keys():
+            raise
+        values, on_cpu = {}, {}  # the run has its settings: it does not need the default file
     early = make_config({name: v for name, v in (values | given).items() if name in SOURCES})
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
@@ -110,9 +115,9 @@ def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Co
         in_file = [block[name] for block in (values, on_cpu) if name in block]
         with suppress(ValueError):
             in_file = [convert(SETTINGS[name], value) for value in in_file]
-        ours, own = getattr(config, name), name in given or name in WHICH_RUN
-        if in_file and ours not in in_file and not own:
-            unused[name] = f"{name}={in_file[-1]} (the run has {ours})"
+        value, explicit = getattr(config, name), name in given or name in WHICH_RUN
+        if in_file and value not in in_file and not explicit:
+            unused[name] = f"{name}={in_file[-1]} (the run has {value})"
     if unused:
         listed = ", ".join(unused.values())
         print(f"not used, because the run keeps its own settings: {listed} in {path}")
@@ -144,6 +149,12 @@ def fine_tuning_rates(config: Config, given: dict) -> dict:
     changes = {"learning_rate": config.learning_rate / FINE_TUNING_DIVISOR}
     if config.min_lr and "min_lr" not in given:
         changes["min_lr"] = config.min_lr / FINE_TUNING_DIVISOR
+    elif config.min_lr and config.min_lr > changes["learning_rate"]:
+        raise UserError(
+            f"min_lr={config.min_lr:g} is above the learning rate for fine-tuning,"
+            f" {changes['learning_rate']:g}: set --learning_rate too",
+            status=2,
+        )
     listed = [
         f"{name}={rate:g} instead of {getattr(config, name):g}" for name, rate in changes.items()
     ]
@@ -152,7 +163,7 @@ def fine_tuning_rates(config: Config, given: dict) -> dict:
 
 
 def resumed_config(saved: Checkpoint, changes: dict) -> Config:
-    """The settings of a run that continues from `saved`. Raises UserError if a change can't be."""
+    """The settings of a run that continues from `saved`. Raises UserError if one is not allowed."""
     before = saved.settings()
     config = make_config({name: getattr(before, name) for name in SETTINGS} | changes)
     changed = [name for name in SETTINGS if getattr(config, name) != getattr(before, name)]
@@ -209,7 +220,9 @@ def parse_arguments(argv: list[str]) -> tuple[str | None, dict[str, str], bool]:
     if on_cpu not in BOOLEANS:
         problems.append(f"on_cpu must be true or false, not {on_cpu!r}")
     for argument in others:
-        if argument.startswith("-"):
+        if argument.startswith("--config"):
+            problems.append("the config file is given by its path alone, without --config")
+        elif argument.startswith("-"):
             problems.append(unknown_setting(argument.removeprefix("--").split("=")[0]))
         elif not problems:  # else it may be the value of an unknown setting
             problems.append(f"unexpected argument {argument!r}; settings are written --name=value")
@@ -232,18 +245,24 @@ def find_file(path: str) -> str:
     raise UserError(f"there is no config file {path}{hint}", status=2)
 
 
-def repeated(source: bytes) -> list[str]:
-    """The problems of a config file that assigns to a setting twice: the first has no effect."""
-    lines = defaultdict(list)  # of the assignments to each name
+def without_effect(source: bytes) -> list[str]:
+    """The problems of a config file that assigns to a setting twice, or compares instead."""
+    problems, lines = [], defaultdict(list)  # of the assignments to each name
     for node in ast.parse(source).body:
-        for target in node.targets if isinstance(node, ast.Assign) else []:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign) and node.value:
+            targets = [node.target]
+        for target in targets:
             if isinstance(target, ast.Name) and target.id in {*SETTINGS, "on_cpu"}:
                 lines[target.id].append(str(node.lineno))
-    return [
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare):
+            problems.append(f"line {node.lineno} sets nothing; write name = value")
+    problems += [
         f"{name} is set more than once, in lines {' and '.join(numbers)}"
         for name, numbers in lines.items()
         if len(numbers) > 1
     ]
+    return problems
 
 
 def read_file(path: str) -> tuple[dict, dict]:
@@ -261,13 +280,14 @@ def read_file(path: str) -> tuple[dict, dict]:
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
     try:
-        problems = repeated(source)
+        problems = without_effect(source)
         names = runpy.run_path(path)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [1, *(frame.lineno for frame in frames if frame.filename == path)]
         line = (error.lineno if isinstance(error, SyntaxError) else None) or lines[-1]
-        message = f"config file {path}, line {line}: {type(error).__name__}: {error}"
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        message = f"config file {path}, line {line}: {type(error).__name__}: {reason}"
         raise UserError(message, status=2) from None
     values = {}
     for name in names.get("__annotations__", {}):

@@ -62,8 +62,9 @@ class Checkpoint(SavedModel):
     optimizers: list  # their state_dicts
     scaler: dict  # float16's loss scale; empty for other dtypes
     step: int  # updates made
-    best_step: int
-    best_val_loss: float  # in nats per token; infinite before the first evaluation
+    best_step: int  # the step of best_val_loss
+    best_val_loss: float  # in nats per token; infinite until trained weights are evaluated
+    patience_start: int  # the step after which config.patience counts evaluations
     dataset_fingerprint: str
     run_id: str
 

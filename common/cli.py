@@ -44,11 +44,13 @@ class Parser(argparse.ArgumentParser):
         while rest:
             argument = rest.pop(0)
             option, equals, value = argument.partition("=")
-            if option not in self.text_options:
-                marked.append(argument)
+            if (
+                option not in self.text_options
+            ):  # a shell expands ~ in `--out ~/x`, not in `--out=~/x`
+                marked.append(option + equals + os.path.expanduser(value))
             elif equals:
                 marked.append(f"{option}={MARK}{value}")
-            elif rest and rest[0] not in self._option_string_actions:
+            elif rest and rest[0].partition("=")[0] not in self._option_string_actions:
                 marked.append(f"{option}={MARK}{rest.pop(0)}")
             else:
                 marked.append(option)  # without a value, which argparse refuses
@@ -111,7 +113,7 @@ def escape_controls(text: str) -> str:
     """
     if not sys.stdout.isatty():
         return text
-    controls = r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?=[^\n])"
+    controls = r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)"
     return re.sub(controls, lambda match: repr(match[0])[1:-1], text)
 
 

@@ -1,6 +1,6 @@
 """Several processes as one run, started by torchrun: ranks, and the few collectives we need.
 
-With a single process every function here does nothing, or returns its argument.
+With a single process nothing is communicated.
 """
 
 import os

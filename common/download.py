@@ -19,7 +19,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from common.errors import UserError
-from common.files import write_atomically
+from common.files import locked, write_atomically
 
 RETRIES = 4
 PAUSE = 1.0  # seconds before the first retry; doubles with each further one
@@ -81,8 +81,8 @@ def fetch(
 ) -> Path:
     """Downloads url to path and returns path; a file that is already there is only verified.
 
-    timeout: seconds to connect, and without receiving a byte. Raises UserError; path is then
-    unchanged.
+    timeout: seconds to connect, and without receiving a byte. Raises UserError, also if another
+    process is downloading into the folder; path is then unchanged.
     """
     path = Path(path)
     if path.exists():
@@ -106,8 +106,10 @@ def fetch(
         if sha256 and digest != sha256:
             raise UserError(f"{url} is not the expected file (its sha256 differs): {by_hand}")
 
+    path.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"can't download {path}: another program is downloading to its folder; try again later"
     try:
-        with session(retries) as web:
+        with locked(path.parent, busy), session(retries) as web:
             write_atomically(path, write)
     except requests.RequestException as error:
         raise UserError(f"can't download {url} ({reason(error)}): {by_hand}") from None

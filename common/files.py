@@ -50,12 +50,14 @@ def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
     Raises UserError if an input does not exist, or a folder has no matching file.
     """
     files, repeated = {}, []  # by real path
-    for path in map(Path, expand(inputs)):
+    for name in expand(inputs):
+        path = Path(name)
         found = [path]
         if path.is_dir():
             found = find_in_folder(path, patterns)
         elif not path.exists() and path != STDIN:
-            raise UserError(f"there is no file {path}")
+            hint = "; download it first (--input - reads what curl writes)" if "://" in name else ""
+            raise UserError(f"there is no file {name}{hint}")
         for file in found:
             if files.setdefault(os.path.realpath(file), file) is not file:
                 repeated.append(str(file))
@@ -65,11 +67,11 @@ def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
 
 
 def find_in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The matching files in a folder and its subfolders, sorted. Prints what it can't read.
+    """The matching files in a folder and its subfolders, sorted. Prints what it leaves out.
 
     Hidden files and folders are left out. Links are followed, but each folder is visited once.
     """
-    found, left_out, visited = [], [], set()
+    found, others, left_out, visited = [], 0, [], set()
     for where, folders, names in os.walk(
         folder, followlinks=True, onerror=lambda error: left_out.append(error.filename)
     ):
@@ -87,9 +89,11 @@ def find_in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
         for name in names:
             file = Path(where, name)
             parts = file.relative_to(folder).parts
-            if name.startswith(".") or not any(matches(parts, pattern) for pattern in patterns):
+            if name.startswith("."):
                 continue
-            if file.is_file():
+            if not any(matches(parts, pattern) for pattern in patterns):
+                others += 1
+            elif file.is_file():
                 found.append(file)
             else:  # a broken link
                 left_out.append(str(file))
@@ -100,6 +104,9 @@ def find_in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
         if len(patterns) == 1 and not set("*?[") & set(patterns[0]):
             hint = f"did you mean --pattern '*.{patterns[0].lstrip('.')}'?"
         raise UserError(f"no {' or '.join(patterns)} in {folder}; {hint}")
+    if others:
+        count = f"{len(found):,} of {len(found) + others:,} files"
+        print(f"{folder}: {count} match {' or '.join(patterns)} (--pattern chooses)")
     return sorted(found)
 
 
@@ -126,14 +133,29 @@ class NotText(UserError):
     """A file that can't be decoded."""
 
 
-MARKS = {  # byte order marks: how text in these encodings may begin
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
+class OtherFormat(NotText):
+    """A file that is not text in any encoding."""
+
+
+MARKS = {  # byte order marks, with which text in these encodings may begin
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with the mark of UTF-16
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
 }
-# how files begin that are not text
-SIGNATURES = {b"\x1f\x8b": "compressed by gzip", b"PK\3\4": "a ZIP archive", b"%PDF-": "a PDF"}
+SIGNATURES = {  # (offset, bytes): what a file with these bytes there is
+    (0, b"\x1f\x8b"): "compressed by gzip",
+    (0, b"BZh"): "compressed by bzip2",
+    (0, b"\xfd7zXZ"): "compressed by xz",
+    (0, b"\x28\xb5\x2f\xfd"): "compressed by zstd",
+    (0, b"PK\3\4"): "a ZIP archive or an office document",
+    (257, b"ustar"): "a tar archive",
+    (0, b"%PDF-"): "a PDF",
+    (0, b"{\\rtf"): "an RTF document",
+    (0, b"\xd0\xcf\x11\xe0"): "an old office document",
+    (0, b"PAR1"): "a Parquet file",
+}
 
 
 def read_text(path: str | Path) -> str:
@@ -157,13 +179,16 @@ def read_pieces(
 ) -> Iterator[str]:
     """Yields the text of a file in pieces that `cut` makes, without a byte order mark.
 
-    size: bytes to read at most; name: of the source in errors. Raises NotText, or OSError.
+    A byte order mark counts more than `encoding`. size: bytes to read at most; name: of the source
+    in errors. Raises NotText, or OSError.
     """
     name = name or str(source)
     with open(source, "rb") if isinstance(source, Path) else nullcontext(source) as file:
-        for start, kind in SIGNATURES.items():
-            if file.peek(len(start)).startswith(start):
-                raise NotText(f"{name} is {kind}, not text")
+        start = file.peek(512)
+        for (offset, signature), kind in SIGNATURES.items():
+            if start.startswith(signature, offset):
+                raise OtherFormat(f"{name} is {kind}, not text")
+        encoding = marked_encoding(start) or encoding
 
         def blocks() -> Iterator[bytes]:
             left = math.inf if size is None else size
@@ -171,22 +196,19 @@ def read_pieces(
                 left -= len(block)
                 yield block
 
-        def decoded() -> Iterator[str]:
-            texts = codecs.iterdecode(blocks(), encoding)
-            yield next(texts, "").removeprefix("\ufeff")  # the byte order mark
-            yield from texts
-
         try:
-            yield from cut(decoded())
+            yield from cut(codecs.iterdecode(blocks(), encoding))
         except UnicodeDecodeError as error:
             offset = file.tell() - len(error.object) + error.start
             where = f"byte {offset:,} is {error.object[error.start]:#04x}"
-            if offset == error.start:  # in the first block
-                kinds = [kind for mark, kind in MARKS.items() if error.object.startswith(mark)]
-                where += f", as in {kinds[0]}" if kinds else ""
             raise NotText(f"{name} is not {encoding.upper()} text ({where})") from None
         except UnicodeError as error:  # UTF-16 without a byte order mark
             raise NotText(f"{name} is not {encoding} text ({error})") from None
+
+
+def marked_encoding(start: bytes) -> str | None:
+    """The encoding that a byte order mark at the start of a file tells, if there is one."""
+    return next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), None)
 
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:

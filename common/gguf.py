@@ -33,12 +33,12 @@ GPT2_MODULES = MODULES | {
 
 
 def write(
-    path: Path, model: GPT, architecture: str, tokenizer: Tokenizer, merges: dict, mark: dict
+    path: Path, model: GPT, architecture: str, tokenizer: Tokenizer, bpe_model: dict, mark: dict
 ) -> None:
     """Writes the file. Raises UserError if the package is missing.
 
     architecture: one of export.ARCHITECTURES, whose parameters the model has.
-    merges: of a BPE, its "vocab" and "merges", as in tokenizer.json.
+    bpe_model: of a BPE, its "vocab" and "merges", as in tokenizer.json.
     mark: more strings for the metadata of the file, by name.
     """
     gguf, config = optional_package("gguf"), model.config
@@ -55,7 +55,7 @@ def write(
     else:
         writer.add_layer_norm_rms_eps(RMS_EPS)
         writer.add_rope_freq_base(ROPE_BASE)
-    add_tokenizer(writer, gguf.TokenType, tokenizer, merges)
+    add_tokenizer(writer, gguf.TokenType, tokenizer, bpe_model)
     for name, weight in find_weights(model, architecture).items():
         writer.add_tensor(name, weight.numpy())
     writer.write_header_to_file()
@@ -64,7 +64,7 @@ def write(
     writer.close()
 
 
-def add_tokenizer(writer, types, tokenizer: Tokenizer, merges: dict) -> None:
+def add_tokenizer(writer, types, tokenizer: Tokenizer, bpe_model: dict) -> None:
     """Adds the tokenizer: a BPE as "gpt2", characters and bytes as "rwkv".
 
     "rwkv" always takes the longest token that matches. llama.cpp's other tokenizers reserve an id
@@ -73,10 +73,10 @@ def add_tokenizer(writer, types, tokenizer: Tokenizer, merges: dict) -> None:
     end_id = find_end_id(tokenizer)
     if isinstance(tokenizer, BPETokenizer):
         end_id = tokenizer.vocab_size - 1
-        tokens = sorted(merges["vocab"], key=merges["vocab"].get)
+        tokens = sorted(bpe_model["vocab"], key=bpe_model["vocab"].get)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_merges(merges["merges"])
+        writer.add_token_merges(bpe_model["merges"])
         writer.add_token_types([types.NORMAL] * end_id + [types.CONTROL])
     else:
         texts = [bytes([i]) for i in range(256)]

@@ -1,6 +1,6 @@
 """Our parameters under the names they have in transformers, and GPT-2's weights.
 
-If the tables have several names for one of our modules, it is the concatenation of theirs.
+Where a table has several names for one of our modules, our weight is theirs, concatenated.
 """
 
 import importlib

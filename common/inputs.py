@@ -1,5 +1,6 @@
 """The user's own text: files, folders, pipes and JSON Lines as a corpus."""
 
+import codecs
 import json
 import re
 import shutil
@@ -11,7 +12,16 @@ from itertools import chain
 from pathlib import Path
 
 from common.errors import UserError, listed
-from common.files import STDIN, NotText, find, last_gap, read_pieces
+from common.files import (
+    BLOCK_BYTES,
+    STDIN,
+    NotText,
+    OtherFormat,
+    find,
+    last_gap,
+    marked_encoding,
+    read_pieces,
+)
 from data import END, Corpus, Text, documents
 
 LONG_DOCUMENT = 1 << 20  # characters; longer ones are passed on in pieces
@@ -42,6 +52,22 @@ class Input:
             self.copy.seek(0)
         return read_pieces(self.copy or self.path, encoding, self.size, self.name)
 
+    def is_utf8(self) -> bool:
+        """Whether it has no byte order mark, but characters beyond ASCII, all of them in UTF-8."""
+        decoder, ascii_only = codecs.getincrementaldecoder("utf-8")(), True
+        with nullcontext(self.copy) if self.copy else open(self.path, "rb") as file:
+            file.seek(0)
+            if marked_encoding(file.peek(4)):
+                return False
+            try:
+                while block := file.read(BLOCK_BYTES):
+                    decoder.decode(block)
+                    ascii_only &= block.isascii()
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError:
+                return False
+        return not ascii_only
+
 
 def read_inputs(
     inputs: list[str],
@@ -52,7 +78,7 @@ def read_inputs(
     encoding: str = "utf-8",
     skip_undecodable: bool = False,
 ) -> Corpus:
-    """The text of files, of folders, of wildcards that match some, and of "-", standard input.
+    """The text of files, folders, wildcards and "-", which is standard input.
 
     A document is what is between two `separator`s, or the fields of a line of JSON Lines, or else
     a file. pattern: which files of folders. Raises UserError.
@@ -71,11 +97,15 @@ def read_inputs(
     found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]
     if skip_undecodable:
         found = without_undecodable(found, encoding)
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    if not is_utf8 and (misread := [file.name for file in found if file.is_utf8()]):
+        print(f"warning: --encoding {encoding} misreads these files, in UTF-8: {listed(misread)}")
     if not field and (lines := [i.name for i in found if i.name.endswith((".jsonl", ".ndjson"))]):
         print(f"note: --field NAME makes each line of {listed(lines)} a document")
 
     def text() -> Text:
         problems, divided = [], False
+        another = is_utf8  # whether all files may be in another encoding
         for file in found:
             pieces = file.pieces(encoding)
             if field:
@@ -85,19 +115,21 @@ def read_inputs(
             try:
                 for piece in pieces:
                     divided |= piece is END
+                    another &= piece is END or piece.isascii()
                     if not problems:
                         yield piece
             except NotText as error:
                 problems.append(str(error))
+                another &= not isinstance(error, OtherFormat)
             except OSError as error:
                 problems.append(f"{file.name} can't be read ({error.strerror})")
             if not problems:  # a reader that stops early must still reach the error below
                 yield END
         if problems:
-            raise UserError(
-                f"{listed(problems)}: give their encoding, such as --encoding cp1252, leave them"
-                " out with --skip_undecodable, or convert them"
-            )
+            advice = "convert them to UTF-8, or leave them out with --skip_undecodable"
+            if another:
+                advice = f"give the encoding of all files, such as --encoding cp1252, {advice}"
+            raise UserError(f"{listed(problems)}: {advice}")
         if separator and not divided:
             raise UserError(f"--separator {separator!r} divides nothing: {source} does not have it")
 

@@ -105,6 +105,8 @@ class Metrics:
                     kept = [row for row in read_metrics(path) if row["step"] < start]
                 except UserError as error:
                     raise UserError(f"{error}; to resume without it, move it away") from None
+            elif start:
+                print(f"note: {path} is missing, so the curves begin at step {start:,}")
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomically(path, lambda file: file.write(text.encode()))
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # complete lines, at once

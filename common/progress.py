@@ -14,8 +14,8 @@ from common.metrics import Metrics
 from config import Config
 from model import GPT
 
-MANY_EPOCHS = 5  # from which on a small model usually overfits
-SLOW = 2.0  # times the best time per step from which on a run is called slow
+MANY_EPOCHS = 5  # after more than these, a small model usually overfits
+SLOW = 2.0  # a run is called slow when a step takes this many times the fastest
 
 
 def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, choices: dict):
@@ -42,14 +42,13 @@ def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, c
 
 def print_resume_command(config: Config, step: int) -> None:
     """Prints how to continue a run that was stopped."""
-    folder = f" --out_dir={quote(config.out_dir)}" if config.out_dir != Config.out_dir else ""
     program = command_for("train.py")
     if distributed.world_size() > 1:
         torchrun = f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"
         program = program.replace("python", torchrun, 1)
     print(
         f"saved {config.path('last.pt')} at step {step:,}; resume with:"
-        f" {program} --run_name={quote(config.run_name)}{folder} --resume"
+        f" {program} --run_name={quote(config.run_name)} --out_dir={quote(config.out_dir)} --resume"
     )
 
 

@@ -33,6 +33,7 @@ def save(run, best: bool) -> None:
         step=run.step,
         best_step=run.best_step,
         best_val_loss=run.best_val_loss,
+        patience_start=run.patience_start,
         run_id=run.id,
     )
     if best:
@@ -94,14 +95,14 @@ def make_room(config: Config) -> None:
 
 def finished(state: dict) -> bool:
     """Whether the run of a checkpoint's values reached its last step or ran out of patience."""
-    step, best_step, config = state["step"], state["best_step"], state["config"]
-    impatient = out_of_patience(step, best_step, config["eval_interval"], config["patience"])
+    step, start, config = state["step"], state["patience_start"], state["config"]
+    impatient = out_of_patience(step, start, config["eval_interval"], config["patience"])
     return step >= config["max_steps"] or impatient
 
 
-def out_of_patience(step: int, best_step: int, interval: int, patience: int | None) -> bool:
-    """Whether none of the last `patience` evaluations improved on that of best_step."""
-    return patience is not None and step // interval - best_step // interval >= patience
+def out_of_patience(step: int, start: int, interval: int, patience: int | None) -> bool:
+    """Whether there were `patience` evaluations after step `start`, none of them an improvement."""
+    return patience is not None and step // interval - start // interval >= patience
 
 
 def check_disk_space(run) -> None:
@@ -154,16 +155,35 @@ def resume(run, saved: Checkpoint) -> None:
         ) from None
     run.step, run.id = saved.step, saved.run_id
     run.best_step, run.best_val_loss = saved.best_step, saved.best_val_loss
+    run.patience_start = saved.patience_start
     before, config = saved.settings(), run.config
     if before.eval_interval != config.eval_interval:
-        run.best_step = run.step  # patience counts evaluations: from here on
-    best = config.path("best.pt")
-    if math.isfinite(saved.best_val_loss) and not best.exists():
-        print(f"note: {best} is missing, so the best model from now on takes its place")
-        run.best_val_loss = math.inf
-    elif before.eval_tokens != config.eval_tokens and best.exists():
-        model, _ = checkpoint.load(best).build(run.model.device)  # its loss on the same tokens
-        run.best_val_loss = mean_loss(model, run.dataset.val, run.dtype, config.eval_tokens)
+        run.patience_start = run.step
+    if math.isfinite(saved.best_val_loss):
+        best = load_best(config.path("best.pt"), saved)
+        if not best:
+            run.best_val_loss = math.inf
+        elif before.eval_tokens != config.eval_tokens:
+            model, _ = best.build(run.model.device)  # its loss on the same tokens
+            run.best_val_loss = mean_loss(model, run.dataset.val, run.dtype, config.eval_tokens)
+
+
+def load_best(path: Path, last: Checkpoint) -> Checkpoint | None:
+    """The best checkpoint of the run of `last`; if there is none, says so and returns None.
+
+    Raises UserError if the file is another run's.
+    """
+    try:
+        best = checkpoint.load(path)
+    except UserError:
+        state = "can't be read" if path.exists() else "is missing"
+        print(f"note: {path} {state}, so the best model from now on takes its place")
+        return None
+    if best.run_id != last.run_id:
+        raise UserError(
+            f"{path} belongs to another run than the checkpoint to resume: move it away"
+        )
+    return best
 
 
 def init_from(run, saved: SavedModel) -> None:

@@ -161,7 +161,7 @@ def survey(corpus: Corpus) -> Survey:
     sizes, hashed, parts = array("Q"), Hash(), array("B")
     seen = np.zeros(CODE_POINTS, dtype=bool)
     known = b""  # the ASCII among them
-    excerpt, nuls, marked = "", {}, False
+    excerpt, nuls, marks = "", {}, 0
     for part, number, text in read(corpus):
         if number == len(sizes):
             sizes.append(0)
@@ -179,8 +179,7 @@ def survey(corpus: Corpus) -> Survey:
             known = np.flatnonzero(seen[:128]).astype(np.uint8).tobytes()
         if NUL in text:
             nuls[number] = nuls.get(number, 0) + text.count(NUL)
-        if not marked and END_OF_TEXT in text:
-            marked = re.search(rf"^{re.escape(END_OF_TEXT)}\r?$", text, re.MULTILINE) is not None
+        marks += text.count(END_OF_TEXT)
     if len(sizes):
         hashed.end_document()
     warnings = []
@@ -189,10 +188,10 @@ def survey(corpus: Corpus) -> Survey:
             f"{len(many):,} of {len(sizes):,} documents have many NUL characters: if they are"
             " UTF-16, use --encoding utf-16, utf-16-le or utf-16-be"
         )
-    if marked:
+    if marks:
         warnings.append(
-            f"the text has lines {END_OF_TEXT!r}: --separator '{END_OF_TEXT}' divides it into"
-            " documents there"
+            f"the text has {END_OF_TEXT!r} {marks:,} times: if it ends documents, add"
+            f" --separator '{END_OF_TEXT}'"
         )
     if seen[0x80:0xA0].any():
         warnings.append(
@@ -354,13 +353,14 @@ def adapt(
     written = substitutes(unknown, tokenizer.characters)
     shown = listed([f"{character!r} with {text!r}" for character, text in written.items()], 100)
     print(f"replaced characters that {dataset} does not know: {shown}")
-    table = str.maketrans(written)
-    corpus = changed(corpus, lambda piece: piece.translate(table))
-    new = survey(corpus)
-    lost = 1 - sum(new.sizes) / sum(found.sizes)
+    left_out = {ord(character): None for character, text in written.items() if not text}
+    kept = sum(len(piece.translate(left_out)) for _, _, piece in read(corpus))
+    lost = 1 - kept / sum(found.sizes)
     if lost > MOST_LOST:
         raise UserError(
             f"--replace_unknown would leave out {lost:.0%} of the text, which {dataset}'s tokenizer"
             " does not know: prepare both datasets with bytes (..._byte)"
         )
-    return corpus, new
+    table = str.maketrans(written)
+    corpus = changed(corpus, lambda piece: piece.translate(table))
+    return corpus, survey(corpus)

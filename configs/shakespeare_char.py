@@ -19,7 +19,6 @@ on_cpu = dict(
     eval_interval=250,
     eval_tokens=20_000,      # the whole validation split takes 3 seconds: only at the end
     sample_interval=250,
-    log_interval=10,
 )
 
 n_layers = 6

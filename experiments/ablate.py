@@ -78,7 +78,7 @@ class Study:
     seeds: int = 5
     config: str | None = None  # the file with the base's settings for a CPU; none: CPU or GPU
     steps: int | None = None  # of the base, instead of those in the file
-    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates; none: each arm's own
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates; empty: each arm's own
     search: bool = True  # search from these rates; False: train at every one with all seeds
     equal_compute: bool = False  # arms with larger models get fewer steps
     timed: bool = False  # compare training times as well
@@ -102,7 +102,7 @@ def shape(layers: int, width: float) -> dict:
 
 
 def vocabulary(tokenizer: str, batch_size: int = 16) -> dict:
-    """Settings for Python code in this tokenizer, for the default architecture.
+    """Settings for Python code in this tokenizer, without the base's convolution.
 
     Larger vocabularies need smaller batches, so that all arms take about as many steps at equal
     compute.
@@ -288,8 +288,8 @@ def arm_config(study: Study, base: Config, arm: str) -> Config:
         length *= flops / flops_per_step(config)
     steps = max(1, round(length * base.max_steps))
     warmup = round(length * config.warmup_steps)
-    interval = max(1, steps // study.evaluations)
-    return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=interval)
+    every = max(1, steps // study.evaluations)
+    return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=every)
 
 
 def flops_per_step(config: Config) -> float:

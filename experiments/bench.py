@@ -2,7 +2,7 @@
 
 python -m experiments.bench training    --nanogpt DIR  tokens per second, and the fraction of peak
 python -m experiments.bench commands    --nanogpt DIR  whole commands: time and validation loss
-python -m experiments.bench busy                       a step alone, and beside a busy program
+python -m experiments.bench busy                       a step, alone and beside a busy program
 python -m experiments.bench generation  --nanogpt DIR  tokens per second, one text and ten at once
 python -m experiments.bench llama_cpp                  the same, alternating with llama.cpp
 python -m experiments.bench preparation                from text to ids; prepare.py on 30 to 300 MB
@@ -46,6 +46,7 @@ from common.errors import UserError
 from common.files import ROOT, data_dir
 from common.gpt2 import optional_package
 from common.metrics import read_metrics
+from common.threads import VARIABLES
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import Config
 from data import Corpus, python
@@ -93,9 +94,11 @@ def run_python(
 ) -> str:
     """The output of a Python program started in a folder, with further environment variables.
 
-    Raises UserError if it fails.
+    It starts without those that common/threads.py has set here. Raises UserError if it fails.
     """
-    line, environment = [sys.executable, *arguments], os.environ | (variables or {})
+    line = [sys.executable, *arguments]
+    environment = {name: os.environ[name] for name in os.environ.keys() - VARIABLES.keys()}
+    environment |= variables or {}
     process = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
@@ -219,7 +222,7 @@ def busy_program() -> Iterator[subprocess.Popen]:
 
 
 def busy(rounds: int) -> list[dict]:
-    """Milliseconds of a training step on a CPU, alone and beside a busy program."""
+    """Milliseconds of a training step on a CPU, alone and while another program is busy."""
     shape, steps = SHAPES["0.8M"]
     settings = shape | {"device": "cpu", "compile": False}
 

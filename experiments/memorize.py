@@ -14,7 +14,7 @@ LENGTH = 1000  # tokens of each sample
 
 
 def longest_overlap(text: str, source: str) -> str:
-    """The longest part of text that stands in source word for word."""
+    """The longest substring of text that occurs in source."""
     start, length = 0, 0
     for i in range(len(text)):
         while i + length < len(text) and text[i : i + length + 1] in source:

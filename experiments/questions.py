@@ -215,7 +215,7 @@ def scores_by_width() -> list[dict]:
 
 
 def gradients(base: Config) -> dict[str, list]:
-    """Gradient norms of each block at some steps, pre- and post-norm, at a too high rate."""
+    """Gradient norms of each block at some steps, pre- and post-norm, at too high a rate."""
     ids = spaced_windows(load_dataset(base.dataset).train, base.block_size, 16)
     rows = {"pre": [], "post": []}
     for position in rows:

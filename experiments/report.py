@@ -80,7 +80,6 @@ def trained_values(folder: Path) -> Values:
     norms = np.array([row["train/grad_norm"] for row in rows if "train/grad_norm" in row])
     flops = flops_per_token(config) * config.tokens_per_step * run["step"]
     return {
-        "machine": run["machine"],
         "runs": markdown(lines),
         "memorized": markdown(memorized) if memorized else "(no run read its text more than once)",
         "parameters": f"{run['parameters']:,}",
@@ -166,10 +165,18 @@ def scaling_values(folder: Path) -> Values:
         if point["tokens"] == budget
     }
     smaller, largest = sorted(long)[-2:]
+
+    def tenfold(name: str) -> str:
+        law, _ = laws[name]
+        return f"{law.best_loss(1e14):.2f} to {law.best_loss(1e15):.2f}"
+
     return {
         "rate exponent": f"{scaling.rate_rule(rows)[1]:.2f}".replace("-", "−"),
         "inside": f"{((low < measured) & (measured < high)).sum()} of {len(points)}",
         "growth": f"{law.growth:.2f} ({growth})",
+        "tenfold compute": tenfold(scaling.MAIN),
+        "tenfold size": f"{10**law.growth:.1f} times",
+        "tenfold compute, cautious": tenfold("without the shortest budget"),
         "gain on short text": f"{short[smaller] - short[largest]:.3f}",
         "gain on long text": f"{long[smaller] - long[largest]:.3f}",
         "law.png": figures.law(rows, laws),

@@ -113,6 +113,8 @@ def test_imports_functions_and_helper_variables_are_not_settings(config_file, ca
         ("on_cpu = dict(n_layer=2)", "unknown setting n_layer: did you mean n_layers?"),
         ("on_cpu = dict(resume=True)", "on_cpu can't set resume"),
         ("learning_rate: 1e-2", "write `learning_rate = value`"),
+        ("max_steps = 12\nmax_steps == 3", "line 2 sets nothing; write name = value"),
+        ("on_cpu = dict(on_cpu=1)", "unknown setting on_cpu: python train.py --help"),
     ],
 )
 def test_a_line_that_sets_nothing_is_an_error(config_file, line, problem):
@@ -125,6 +127,8 @@ def test_a_setting_that_is_set_twice_is_an_error(config_file):
     path = config_file("n_layers = 2\nseed = 1\nif seed:\n    seed = 2\n\nn_layers = 3")
     with pytest.raises(UserError, match="n_layers is set more than once, in lines 1 and 6$"):
         load_config([path])
+    with pytest.raises(UserError, match="seed is set more than once, in lines 1 and 2$"):
+        load_config([config_file("seed: int = 2\nseed: int = 3")])
 
 
 def test_a_config_file_is_a_python_file(folder):
@@ -162,7 +166,7 @@ def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run,
     assert config.min_lr == pytest.approx(1e-4)
     config, _ = load_config([path, f"--init_from={BEST}", "--min_lr=2e-4"])
     assert config.min_lr == 2e-4
-    with pytest.raises(UserError, match="min_lr .* must not be above learning_rate"):
+    with pytest.raises(UserError, match="min_lr=0.005 is above the learning rate for fine-tuning"):
         load_config([path, f"--init_from={BEST}", "--min_lr=5e-3"])
     config, _ = load_config([path, f"--init_from={BEST}", "--learning_rate=5e-3"])
     assert config.learning_rate == 5e-3
@@ -188,7 +192,7 @@ def test_the_configs_are_found_from_any_folder(folder):
 def saved(tiny):
     """The checkpoint of a run."""
     config = asdict(tiny(vocab_size=5))
-    return Checkpoint({}, config, {}, {}, [], {}, 12, 12, 1.0, "fingerprint", "id")
+    return Checkpoint({}, config, {}, {}, [], {}, 12, 12, 1.0, 12, "fingerprint", "id")
 
 
 def test_a_resumed_run_has_the_settings_of_its_checkpoint(finished_run, config_file, capsys):
@@ -210,6 +214,16 @@ def test_a_resumed_run_has_the_settings_of_its_checkpoint(finished_run, config_f
 def test_a_run_of_another_name_is_not_compared_with_the_default_config(finished_run, capsys):
     load_config(["--run_name=tiny", "--resume"])
     assert "not used" not in capsys.readouterr().out
+
+
+def test_a_mistake_in_the_default_config_does_not_keep_other_runs_from_resuming(
+    finished_run, monkeypatch, config_file
+):
+    monkeypatch.setattr("common.arguments.DEFAULT_FILE", config_file("max_stepz = 3"))
+    _, start = load_config(["--run_name=tiny", "--resume"])
+    assert start.step == 12
+    with pytest.raises(UserError, match="unknown setting max_stepz"):
+        load_config(["--run_name=new"])
 
 
 def test_a_moved_run_can_be_resumed(finished_run, config_file, capsys):

@@ -89,6 +89,7 @@ TABLE = [
     (train_new(save_interval="often"), 2, "save_interval must be steps or minutes"),
     (train_new(device="tpu"), 2, "device tpu can't be used here"),
     (["train.py", "tiny.py", "--run_name=a/b"], 2, "run_name must be a plain name"),
+    (train_new(dataset="data/verses_char"), 2, "dataset must be the name of a folder in data/"),
     # settings: ranges
     (train_new(d_model=0), 2, "d_model must be at least 1, not 0"),
     (train_new(learning_rate=-1), 2, "learning_rate must be above 0"),
@@ -117,11 +118,12 @@ TABLE = [
     (["train.py", "tiny.py", "one\ntwo"], 2, "unexpected argument 'one\\ntwo'"),
     (["train.py", "tiny.py", "--on_cpu=maybe"], 2, "on_cpu must be true or false"),
     (["train.py", "tiny.py", "--max_steps"], 2, "--max_steps: expected one argument"),
+    (["train.py", "--config", "tiny.py"], 2, "the config file is given by its path alone"),
     # config files
     (["train.py", "nowhere.py"], 2, "there is no config file nowhere.py"),
     (["train.py", "folder.py"], 2, "can't read the config file folder.py"),
     (["train.py", "binary.py"], 2, "config file binary.py, line 1"),
-    (["train.py", "syntax.py"], 2, "syntax.py, line 2: SyntaxError"),
+    (["train.py", "syntax.py"], 2, "syntax.py, line 2: SyntaxError: invalid syntax"),
     (["train.py", "raises.py"], 2, "raises.py, line 2: ZeroDivisionError"),
     (["train.py", "exits.py"], 2, "exits.py, line 1: SystemExit: bye"),
     (["train.py", "lines.py"], 2, "lines.py, line 1: ValueError: one two"),
@@ -140,6 +142,7 @@ TABLE = [
     ([*RESUME, "--max_steps=5"], 2, "is already at step 12: max_steps=5 must be higher"),
     (["train.py", "tiny.py", "--init_from=none.pt"], 1, "there is no checkpoint none.pt"),
     (["train.py", "tiny.py", f"--init_from={BEST}", "--d_model=64"], 2, "drop d_model"),
+    (["train.py", "tiny.py", f"--init_from={BEST}", "--min_lr=9e-4"], 2, "set --learning_rate too"),
     # preparing
     (["prepare.py", "shakespeare"], 2, "dataset names are <corpus>_<tokenizer>"),
     (["prepare.py", "absent_char"], 2, "there is no corpus absent"),

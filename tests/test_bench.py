@@ -144,6 +144,14 @@ def test_steps_are_measured_alone_and_beside_a_busy_program(folder, monkeypatch)
     assert alone["ours"][0] > 0
 
 
+def test_programs_start_without_our_openmp_settings(monkeypatch):
+    monkeypatch.setattr(bench, "VARIABLES", {"PROBE": "ours"})
+    monkeypatch.setenv("PROBE", "ours")
+    code = "import os; print(os.environ.get('PROBE'))"
+    assert bench.run_python(["-c", code]) == "None\n"
+    assert bench.run_python(["-c", code], variables={"PROBE": "given"}) == "given\n"
+
+
 def test_the_busy_program_runs_and_ends():
     with bench.busy_program() as process:
         assert process.poll() is None

@@ -34,6 +34,7 @@ def saved():
         scaler={},
         step=3,
         best_step=2,
+        patience_start=2,
         best_val_loss=1.5,
         dataset_fingerprint="fingerprint",
         run_id="id",

@@ -33,10 +33,18 @@ def test_other_options_must_not_be_empty(arguments):
     assert error.value.status == 2
 
 
-@pytest.mark.parametrize("arguments", [["--prompt"], ["--prompt", "--seed", "3"]])
+@pytest.mark.parametrize(
+    "arguments", [["--prompt"], ["--prompt", "--seed", "3"], ["--prompt", "--seed=3"]]
+)
 def test_a_text_option_without_a_value_is_refused(arguments):
     with pytest.raises(UserError, match="--prompt: expected one argument"):
         parse(*arguments)
+
+
+def test_the_home_folder_can_follow_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse("--ckpt=~/a.pt").ckpt == "/home/me/a.pt"
+    assert parse("--prompt=~/a").prompt == "~/a"
 
 
 @pytest.mark.parametrize(
@@ -61,3 +69,4 @@ def test_control_characters_are_escaped_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     shown = r"a\x1b[31mb\x07\x08\x9b\x7f" + "\ttab\r\nline" + r"\rover é😀"
     assert escape_controls(text) == shown
+    assert escape_controls("\r") == r"\r"

@@ -39,7 +39,7 @@ def test_a_signal_ends_training_with_a_checkpoint(dataset, empty_config, number)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
-    assert f"python {ROOT / 'train.py'} --run_name=tiny --resume" in output
+    assert f"python {ROOT / 'train.py'} --run_name=tiny --out_dir=out --resume" in output
     assert checkpoint.load("out/tiny_last.pt").step >= 50
 
 

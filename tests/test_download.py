@@ -11,6 +11,7 @@ from server import reply, serve
 
 from common import download
 from common.errors import UserError
+from common.files import locked
 
 BODY = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -109,6 +110,12 @@ def test_a_file_with_another_hash_is_discarded(tmp_path):
     )
     assert "sha256" in message
     assert os.listdir(tmp_path) == []
+
+
+def test_two_downloads_to_a_folder_at_once_are_refused(tmp_path):
+    with locked(tmp_path, "busy"):
+        message = refused(lambda n, request: pytest.fail("asked"), tmp_path / "file")
+    assert "another program is downloading to its folder" in message
 
 
 def test_a_file_put_there_by_hand_is_verified_and_kept(tmp_path):

@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ KINDS = {
     "GPT2, biases": GPT2 | {"bias": True},
     "GPT2, biases, untied, narrow": GPT2 | {"bias": True, "tie_embeddings": False, "d_ff": 24},
 }
+# settings of GPTConfig that every architecture has or that no architecture needs
+SIZES = {"vocab_size", "block_size", "n_layers", "n_heads", "d_model", "d_ff"}
+ANY_VALUE = SIZES | {"dropout", "bias", "tie_embeddings"}
 TEXTS = [
     "To be, or not\nto be",
     "a\r\nb\rc\n\n\n\td",
@@ -85,6 +89,7 @@ def save(model: GPT, tokenizer=None, **changes) -> None:
         "scaler": {},
         "step": 1500,
         "best_step": 1500,
+        "patience_start": 1500,
         "best_val_loss": 1.2345,
         "dataset_fingerprint": "",
         "run_id": "id",
@@ -169,6 +174,12 @@ def test_a_transformers_pipeline_continues_a_prompt(folder):
     [result] = pipeline("text-generation", "hf")("The king")
     assert result["generated_text"].startswith("The king")
     assert len(result["generated_text"]) > len("The king")
+
+
+@pytest.mark.parametrize("architecture", export.ARCHITECTURES)
+def test_every_setting_of_the_model_is_known_to_every_architecture(architecture):
+    settings = {field.name for field in fields(GPTConfig)}
+    assert settings - ANY_VALUE == export.ARCHITECTURES[architecture].keys()
 
 
 @pytest.mark.parametrize(

@@ -171,17 +171,44 @@ def test_pipes_of_a_shell(folder, pipe):
     assert meta["train"]["bytes"] + meta["val"]["bytes"] == len(text)
 
 
+def test_a_url_is_not_a_file(folder):
+    with pytest.raises(UserError, match="no file https://example.com/a.txt; download it first"):
+        texts("https://example.com/a.txt")
+
+
+def test_the_files_of_a_folder_that_do_not_match_are_counted(folder, capsys):
+    write(texts__a_txt="a", texts__b_html="b", texts__c_html="c")
+    texts("texts")
+    assert "texts: 1 of 3 files match *.txt or *.md (--pattern" in capsys.readouterr().out
+    texts("texts", pattern="*")
+    assert capsys.readouterr().out == ""
+
+
 # encodings
 
 
 def test_all_files_that_can_not_be_decoded_are_named_at_once(folder):
-    write(texts__a_txt=b"caf\xe9", texts__b_txt="ok", texts__c_txt=b"\xff\xfea\0")
+    write(texts__a_txt=b"caf\xe9", texts__b_txt="ok", texts__c_txt=b"\xff")
     with pytest.raises(UserError) as error:
         texts("texts")
     assert "texts/a.txt is not UTF-8 text (byte 3 is 0xe9)" in str(error.value)
-    assert "texts/c.txt is not UTF-8 text (byte 0 is 0xff, as in UTF-16)" in str(error.value)
+    assert "texts/c.txt is not UTF-8 text (byte 0 is 0xff)" in str(error.value)
     assert "--encoding" in str(error.value)
     assert "--skip_undecodable" in str(error.value)
+
+
+def test_another_encoding_is_not_suggested_for_files_of_which_some_are_utf8(folder):
+    write(texts__a_txt=b"caf\xe9", texts__b_txt="café")
+    with pytest.raises(UserError) as error:
+        texts("texts")
+    assert "convert" in str(error.value)
+    assert "--encoding" not in str(error.value)
+
+
+def test_files_in_utf8_that_another_encoding_would_misread_are_named(folder, capsys):
+    write(texts__a_txt=b"caf\xe9", texts__b_txt="café", texts__c_txt="\ufeffcafé", texts__d_txt="a")
+    assert texts("texts", encoding="cp1252") == ["café", "cafÃ©", "café", "a"]
+    assert "misreads these files, in UTF-8: texts/b.txt\n" in capsys.readouterr().out
 
 
 def test_files_that_can_not_be_decoded_can_be_left_out(folder, capsys):
@@ -215,11 +242,11 @@ def test_a_byte_order_mark_is_dropped_in_any_encoding(folder, encoding):
     assert texts("a.txt", encoding=encoding) == ["café"]
 
 
-@pytest.mark.parametrize("mark", ["utf-16", "utf-32"])
-def test_a_byte_order_mark_of_another_encoding_is_named(folder, mark):
-    write(a_txt="café".encode(mark))
-    with pytest.raises(UserError, match=f"is not UTF-8 text .byte 0 is 0xff, as in {mark.upper()}"):
-        texts("a.txt")
+@pytest.mark.parametrize("marked", ["utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_a_byte_order_mark_tells_the_encoding(folder, marked, encoding):
+    write(a_txt="café".encode(marked), b_txt="café".encode(encoding))
+    assert texts("a.txt", "b.txt", encoding=encoding) == ["café", "café"]
 
 
 @pytest.mark.parametrize("encoding", ["hex", "utf-17", "", "undefined"])
@@ -258,11 +285,16 @@ def test_what_is_added_to_a_file_between_the_passes_is_left_out(folder):
             file.write("sécond line\n")
 
 
-@pytest.mark.parametrize("start", [b"\x1f\x8b\x08", b"PK\3\4", b"%PDF-1.7"])
-def test_files_that_are_not_text_are_refused_in_any_encoding(folder, start):
+@pytest.mark.parametrize(
+    "start",
+    [b"\x1f\x8b\x08", b"PK\3\4", b"%PDF-1.7", b"{\\rtf1", b"a.txt".ljust(257, b"\0") + b"ustar"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_files_that_are_not_text_are_refused_in_any_encoding(folder, start, encoding):
     write(a_txt=start + b"abc" * 100)
-    with pytest.raises(UserError, match="a.txt is .*, not text"):
-        texts("a.txt", encoding="latin-1")
+    with pytest.raises(UserError, match="a.txt is .*, not text") as error:
+        texts("a.txt", encoding=encoding)
+    assert "--encoding" not in str(error.value)
 
 
 def test_text_of_windows_read_as_latin_1_gets_a_warning(folder, capsys):
@@ -333,7 +365,7 @@ def test_a_separator_that_does_not_occur_is_refused(folder, files):
         prepare.prepare("a_char", files, separator="||")
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_end_of_text_marks_are_pointed_out(folder, end, capsys):
     write(a_txt=f"{end}<|endoftext|>{end}".join(["One.", "Two.", "Three."]))
     prepare.prepare("a_char", ["a.txt"])

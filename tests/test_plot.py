@@ -64,6 +64,12 @@ def test_the_loss_panel_shows_the_measured_and_the_smoothed_loss_and_the_validat
     assert list(validation.get_ydata()) == [4.5, nan, 4.5, 4.5]
 
 
+def test_the_title_counts_all_steps_of_a_run_whose_curve_has_only_some():
+    rows = [{"step": step, "train/loss": 3.0} for step in range(0, 100, 8)]
+    rows.append({"step": 100, "val/loss": 3.5})
+    assert "after 100 steps" in plot.sentence("run", rows)
+
+
 @pytest.mark.parametrize("x, last", [("step", 100), ("tokens", 6400), ("seconds", 50)])
 def test_the_x_axis_is_steps_tokens_or_seconds(metrics, x, last):
     loss, *_, lowest = plot.curves(plot.load_runs([metrics]), x).axes

@@ -334,6 +334,8 @@ def test_the_tokenizer_of_another_dataset(dataset, capsys):
         prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses_char")
     with pytest.raises(UserError, match="verses_char uses char tokens, not byte tokens"):
         prepare.prepare("few_byte", ["few.txt"], tokenizer_of="verses_char")
+    with pytest.raises(UserError, match="dataset names are <corpus>_<tokenizer>.*got 'verses'"):
+        prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses")
     assert load_dataset("few_char").fingerprint == few.fingerprint
 
 
@@ -380,11 +382,17 @@ def test_a_separator_that_the_other_tokenizer_does_not_know_is_refused(dataset):
 
 
 def test_unknown_characters_can_be_replaced(dataset, capsys):
-    text = "a fóol\u2026 3 sees\u2014\u201cw\u00e4r\u201d.\n"
+    text = "a fóol\u2026 3 sees\u2014\u201cw\u00e4r\u201d and a fool sees a fool.\n"
     Path("few.txt").write_bytes((text * 20).encode())
     prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses_char", replace_unknown=True)
-    assert "".join(decoded("few_char")) == "a fool...  seeswar.\n" * 20
+    assert "".join(decoded("few_char")) == "a fool...  seeswar and a fool sees a fool.\n" * 20
     assert "'ó' with 'o'" in capsys.readouterr().out
+
+
+def test_what_is_left_out_counts_even_if_other_characters_become_longer(dataset):
+    Path("few.txt").write_bytes(("a fool\u2026\u2026\u2026 \u4e00\u4e01" * 20).encode())
+    with pytest.raises(UserError, match="would leave out 17% of the text"):
+        prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses_char", replace_unknown=True)
 
 
 def test_substitutes_are_the_most_similar_known_characters():
@@ -476,6 +484,11 @@ def test_a_missing_dataset_is_prepared_once(folder, monkeypatch, capsys):
 def test_without_arguments_it_lists_the_corpora(capsys):
     assert prepare.main([]) == 0
     assert "shakespeare" in capsys.readouterr().out
+
+
+def test_options_without_a_dataset_are_refused(folder, capsys):
+    assert prepare.main(["--input", "notes.txt", "notes_char"]) == 2
+    assert "name the dataset before its options" in capsys.readouterr().err
 
 
 def test_the_corpus_in_the_data_readme_works(folder, monkeypatch):

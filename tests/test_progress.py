@@ -46,8 +46,8 @@ def test_a_gradient_norm_that_overflowed_is_shown_as_infinite(tiny, clock, capsy
 @pytest.mark.parametrize(
     "settings, options",
     [
-        ({}, "--run_name=tiny --resume"),
-        ({"run_name": "my run"}, "--run_name='my run' --resume"),
+        ({}, "--run_name=tiny --out_dir=out --resume"),
+        ({"run_name": "my run"}, "--run_name='my run' --out_dir=out --resume"),
         ({"out_dir": "my runs"}, "--run_name=tiny --out_dir='my runs' --resume"),
     ],
 )

@@ -44,7 +44,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
         stop_at(patch, 7)
         assert main([empty_config, *arguments(**settings)]) == 130
     assert checkpoint.load(LAST).step == 8
-    assert "train.py --run_name=tiny --resume" in capsys.readouterr().out
+    assert "train.py --run_name=tiny --out_dir=out --resume" in capsys.readouterr().out
 
     assert main([empty_config, "--run_name=tiny", "--resume"]) == 0
     assert same(weights("out/whole_last.pt"), weights(LAST))

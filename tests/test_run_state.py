@@ -66,11 +66,32 @@ def test_a_run_does_not_replace_the_checkpoint_that_it_starts_from(finished_run,
     assert contents(Path("out")) == before
 
 
-def test_a_resumed_run_without_its_best_model_finds_a_new_one(finished_run, tiny, capsys):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_resumed_run_without_its_best_model_finds_a_new_one(finished_run, tiny, capsys, damaged):
     BEST.unlink()
+    if damaged:
+        BEST.write_bytes(LAST.read_bytes()[:3000])
     assert train(tiny(resume=True, max_steps=14, learning_rate=0.9))["finished"]
-    assert "best model from now on" in capsys.readouterr().out
-    assert BEST.exists()
+    problem = "can't be read" if damaged else "is missing"
+    assert f"{BEST} {problem}, so the best model from now on" in capsys.readouterr().out
+    assert checkpoint.load(BEST).step > 12
+
+
+def test_the_best_model_of_another_run_is_refused(finished_run, tiny):
+    train(tiny(run_name="other"))
+    shutil.copy("out/other_best.pt", BEST)
+    before = contents(Path("out"))
+    with pytest.raises(UserError, match="out/tiny_best.pt belongs to another run"):
+        train(tiny(resume=True, max_steps=14))
+    assert contents(Path("out")) == before
+
+
+def test_missing_metrics_are_noticed(finished_run, tiny, capsys):
+    Path("out/tiny_metrics.jsonl").unlink()
+    train(tiny(resume=True, max_steps=14))
+    assert (
+        "tiny_metrics.jsonl is missing, so the curves begin at step 12" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow

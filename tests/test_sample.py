@@ -151,6 +151,10 @@ def decode(text: str, stop: str | None = None) -> list[str]:
     return list(sample.write_one(stream(tokenizer.encode(text).tolist()), writer))
 
 
+def test_a_line_end_of_two_characters_is_one_piece():
+    assert decode("a\r\nb\r") == ["a", "", "\r\n", "b", "", "\r"]
+
+
 def test_a_character_of_several_bytes_appears_once_it_is_complete():
     assert decode("aé€") == ["a", "", "é", "", "", "€", ""]
 

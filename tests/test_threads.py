@@ -25,7 +25,9 @@ def test_waiting_threads_sleep_early_unless_the_user_has_set_openmp_variables():
     assert spin_count(GOMP_SPINCOUNT="7") == "7"
 
 
-@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py"])
+@pytest.mark.parametrize(
+    "name", ["train.py", "sample.py", "evaluate.py", "experiments/__init__.py"]
+)
 def test_commands_import_it_before_torch(name):
     imports = [node for node in ast.parse((ROOT / name).read_text()).body if "names" in vars(node)]
     assert imports[0].names[0].name == "common.threads"

@@ -163,6 +163,7 @@ def test_patience_counts_from_the_step_where_the_interval_changed(dataset, tiny)
     settings |= {"max_steps": 40, "eval_interval": 2, "patience": 3}
     resumed = train(tiny(**settings, resume=True))
     assert resumed["val_steps"][-4:] == [12, 14, 16, 18]
+    assert checkpoint.load(LAST).best_step == 6  # still that of the best loss
 
 
 def test_losses_on_other_parts_of_the_split_are_not_compared(noise, tiny):
