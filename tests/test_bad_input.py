@@ -142,7 +142,7 @@ TABLE = [
     ([*RESUME, "--max_steps=5"], 2, "is already at step 12: max_steps=5 must be higher"),
     (["train.py", "tiny.py", "--init_from=none.pt"], 1, "there is no checkpoint none.pt"),
     (["train.py", "tiny.py", f"--init_from={BEST}", "--d_model=64"], 2, "drop d_model"),
-    (["train.py", "tiny.py", f"--init_from={BEST}", "--min_lr=9e-4"], 2, "set --learning_rate too"),
+    (["train.py", "tiny.py", f"--init_from={BEST}", "--min_lr=5e-3"], 2, "set --learning_rate too"),
     # preparing
     (["prepare.py", "shakespeare"], 2, "dataset names are <corpus>_<tokenizer>"),
     (["prepare.py", "absent_char"], 2, "there is no corpus absent"),

@@ -179,7 +179,7 @@ def test_a_transformers_pipeline_continues_a_prompt(folder):
 @pytest.mark.parametrize("architecture", export.ARCHITECTURES)
 def test_every_setting_of_the_model_is_known_to_every_architecture(architecture):
     settings = {field.name for field in fields(GPTConfig)}
-    assert settings - ANY_VALUE == export.ARCHITECTURES[architecture].keys()
+    assert settings == ANY_VALUE | export.ARCHITECTURES[architecture].keys()
 
 
 @pytest.mark.parametrize(
