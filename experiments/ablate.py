@@ -250,7 +250,6 @@ STUDIES = {
             "no short convolution": {"conv_width": 1},
             "weight decay 0.1": {"weight_decay": 0.1},
             "dropout 0.1": {"dropout": 0.1},
-            "confidence penalty 0.1": {"confidence_penalty": 0.1},
         },
         seeds=3,
         config="configs/shakespeare_small.py",
