@@ -1,7 +1,8 @@
 """Every setting of a run, its default and its meaning.
 
-A config file in configs/ sets what differs from the defaults; its on_cpu block overrides that where
-there is no GPU, and the command line overrides everything. common/arguments.py reads them.
+A value can be set in four places, each of which overrides the one before: the defaults below, a
+config file in configs/, its on_cpu block if there is no GPU, and the command line.
+common/arguments.py combines them.
 """
 
 import difflib

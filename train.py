@@ -63,7 +63,7 @@ class Batches:
                 f" at least {T + 1:,}: set a smaller block_size, or prepare more text"
             )
         self.tokens, self.config = tokens, config
-        # leaves at least T tokens over (if there are 2 T), by which the cuts can shift
+        # leaves at least T tokens (if there are 2 T), by which an epoch's cuts can shift
         self.windows_per_epoch = max(1, (len(tokens) - T) // T)
         self.epoch_starts = lru_cache(maxsize=2)(self.shuffle)  # a batch rarely spans more
 

@@ -247,7 +247,8 @@ def find_file(path: str) -> str:
 
 def without_effect(source: bytes) -> list[str]:
     """The problems of a config file that assigns to a setting twice, or compares instead."""
-    problems, lines = [], defaultdict(list)  # of the assignments to each name
+    problems = []
+    lines = defaultdict(list)  # line numbers of the assignments to each setting
     for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign) and node.value:

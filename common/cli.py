@@ -44,9 +44,8 @@ class Parser(argparse.ArgumentParser):
         while rest:
             argument = rest.pop(0)
             option, equals, value = argument.partition("=")
-            if (
-                option not in self.text_options
-            ):  # a shell expands ~ in `--out ~/x`, not in `--out=~/x`
+            if option not in self.text_options:
+                # a shell expands ~ in `--out ~/x`, but not in `--out=~/x`
                 marked.append(option + equals + os.path.expanduser(value))
             elif equals:
                 marked.append(f"{option}={MARK}{value}")

@@ -56,7 +56,8 @@ def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
         if path.is_dir():
             found = find_in_folder(path, patterns)
         elif not path.exists() and path != STDIN:
-            hint = "; download it first (--input - reads what curl writes)" if "://" in name else ""
+            is_url = "://" in name
+            hint = "; download it first, or pipe it in with --input -" if is_url else ""
             raise UserError(f"there is no file {name}{hint}")
         for file in found:
             if files.setdefault(os.path.realpath(file), file) is not file:

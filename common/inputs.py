@@ -97,15 +97,15 @@ def read_inputs(
     found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]
     if skip_undecodable:
         found = without_undecodable(found, encoding)
-    is_utf8 = codecs.lookup(encoding).name == "utf-8"
-    if not is_utf8 and (misread := [file.name for file in found if file.is_utf8()]):
+    expects_utf8 = codecs.lookup(encoding).name == "utf-8"
+    if not expects_utf8 and (misread := [file.name for file in found if file.is_utf8()]):
         print(f"warning: --encoding {encoding} misreads these files, in UTF-8: {listed(misread)}")
     if not field and (lines := [i.name for i in found if i.name.endswith((".jsonl", ".ndjson"))]):
         print(f"note: --field NAME makes each line of {listed(lines)} a document")
 
     def text() -> Text:
         problems, divided = [], False
-        another = is_utf8  # whether all files may be in another encoding
+        suggest_encoding = expects_utf8  # until some file shows that another one would not help
         for file in found:
             pieces = file.pieces(encoding)
             if field:
@@ -115,19 +115,19 @@ def read_inputs(
             try:
                 for piece in pieces:
                     divided |= piece is END
-                    another &= piece is END or piece.isascii()
+                    suggest_encoding &= piece is END or piece.isascii()
                     if not problems:
                         yield piece
             except NotText as error:
                 problems.append(str(error))
-                another &= not isinstance(error, OtherFormat)
+                suggest_encoding &= not isinstance(error, OtherFormat)
             except OSError as error:
                 problems.append(f"{file.name} can't be read ({error.strerror})")
             if not problems:  # a reader that stops early must still reach the error below
                 yield END
         if problems:
             advice = "convert them to UTF-8, or leave them out with --skip_undecodable"
-            if another:
+            if suggest_encoding:
                 advice = f"give the encoding of all files, such as --encoding cp1252, {advice}"
             raise UserError(f"{listed(problems)}: {advice}")
         if separator and not divided:

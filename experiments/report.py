@@ -176,7 +176,7 @@ def scaling_values(folder: Path) -> Values:
         "growth": f"{law.growth:.2f} ({growth})",
         "tenfold compute": tenfold(scaling.MAIN),
         "tenfold size": f"{10**law.growth:.1f} times",
-        "tenfold compute, cautious": tenfold("without the shortest budget"),
+        "tenfold compute without the shortest budget": tenfold("without the shortest budget"),
         "gain on short text": f"{short[smaller] - short[largest]:.3f}",
         "gain on long text": f"{long[smaller] - long[largest]:.3f}",
         "law.png": figures.law(rows, laws),
