@@ -246,6 +246,7 @@ STUDIES = {
             "GELU": {"mlp_type": "gelu"},
             "AdamW, 2e-3": ADAMW | {"learning_rate": 2e-3},
             "AdamW, 4e-3": ADAMW,
+            "AdamW, 8e-3": ADAMW | {"learning_rate": 8e-3},
             "no QK-norm": {"qk_norm": False},
             "no short convolution": {"conv_width": 1},
             "weight decay 0.1": {"weight_decay": 0.1},
