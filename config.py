@@ -9,12 +9,11 @@ import difflib
 import inspect
 import math
 import re
-import typing
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import UnionType
-from typing import Literal
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from common.errors import UserError
 from model import GPTConfig
@@ -33,7 +32,7 @@ class Config(GPTConfig):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, else AdamW
     learning_rate: float = 1e-3  # peak, reached at the end of the warmup
     min_lr: float | None = None  # learning rate at the end of the cosine; none: learning_rate / 10
-    warmup_steps: int = 100  # steps in which the learning rate rises linearly from 0
+    warmup_steps: int = 100  # steps over which the learning rate rises linearly to its peak
     max_steps: int = 5000  # optimizer steps
     weight_decay: float = 0.1  # for matrices only: not for embeddings, gains and biases
     confidence_penalty: float = 0.0  # subtract this times the predictions' entropy from the loss
@@ -46,20 +45,24 @@ class Config(GPTConfig):
     eval_tokens: int = 1_000_000  # validation tokens per evaluation; the final one uses all
     log_interval: int = 10  # steps between lines of the log
     patience: int | None = None  # stop after this many evaluations without improvement; none: never
-    save_interval: int | str = "10min"  # extra saves, every N steps or every so many min; 0: none
+    save_interval: int | str = (
+        "10min"  # extra saves, every N steps (500) or minutes (10min); 0: none
+    )
     sample_interval: int = 500  # steps between samples; 0: only at the end
     out_dir: str = "out"  # folder for checkpoints, metrics and curves
     run_name: str = "run"  # prefix of the run's files: <out_dir>/<run_name>_best.pt, ...
     resume: bool = False  # continue the run of this name from its _last.pt, with its settings
-    init_from: str | None = None  # checkpoint (or gpt2) that a new run takes weights and shape from
-    wandb_mode: Literal["auto", "disabled", "offline", "online"] = "auto"  # auto: see WANDB_MODE
+    init_from: str | None = None  # checkpoint (or gpt2) whose weights a new run starts from
+    wandb_mode: Literal["auto", "disabled", "offline", "online"] = (
+        "auto"  # auto: as WANDB_MODE says
+    )
     wandb_project: str = "llm-to-vla-capstone"  # project in Weights & Biases
     wandb_log_model: bool = False  # upload the best checkpoint as an artifact when the run ends
     # machine
     seed: int = 1337  # of the initial weights, the order of batches, dropout and samples
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest available
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA, and in long CPU runs
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA, and in long runs
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -134,11 +137,6 @@ class Setting:
     choices: list
 
 
-def choices_of(kind: object) -> tuple:
-    """The values that a Literal allows; none for any other type."""
-    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-
-
 def read_settings() -> dict[str, Setting]:
     """All settings in the order of the source, each with its trailing comment as its help.
 
@@ -146,7 +144,7 @@ def read_settings() -> dict[str, Setting]:
     """
     source = inspect.getsource(GPTConfig) + inspect.getsource(Config)
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE))
-    hints = typing.get_type_hints(Config)
+    hints = get_type_hints(Config)
     settings = {}
     for field in fields(Config):
         if field.name == "vocab_size":
@@ -154,9 +152,9 @@ def read_settings() -> dict[str, Setting]:
         if field.name not in comments:
             raise TypeError(f"the setting {field.name} needs a comment behind it, on its line")
         hint, text = hints[field.name], comments[field.name]
-        union = typing.get_origin(hint) in (UnionType, typing.Union)
-        kinds = typing.get_args(hint) if union else (hint,)
-        choices = [choice for kind in kinds for choice in choices_of(kind)]
+        union = get_origin(hint) in (UnionType, Union)
+        kinds = get_args(hint) if union else (hint,)
+        choices = [c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
         if len(choices) > 1:
             text += f" ({', '.join(choices)})"
         settings[field.name] = Setting(field.name, kinds, field.default, text, choices)
@@ -250,7 +248,7 @@ def make_config(values: dict) -> Config:
     try:
         config = Config(**converted)
     except ValueError as error:
-        # these have their defaults in the Config: drop what it says about them
+        # settings that could not be converted have their defaults here: drop what it says of them
         wrong = values.keys() - converted.keys()
         lines = str(error).splitlines()
         problems += [line for line in lines if not wrong & set(re.findall(r"\w+", line))]

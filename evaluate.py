@@ -85,7 +85,7 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         dataset = load_dataset(config.dataset)
         if dataset.fingerprint != saved.dataset_fingerprint:
             raise UserError(
-                f"data/{dataset.name} is not the text that {path} was trained on; use --text FILE"
+                f"data/{dataset.name} is not the data that {path} was trained on; use --text FILE"
             )
         name = f"the validation split of {dataset.name}"
         tokens, n_bytes = dataset.val, dataset.meta["val"]["bytes"]

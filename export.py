@@ -27,7 +27,7 @@ from common.gpt2 import (
     GPT2_SIZES,
     LLAMA_MODULES,
     optional_package,
-    to_transformers,
+    renamed,
 )
 from common.tokenizer import (
     END_OF_TEXT,
@@ -182,7 +182,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     if tokenizer.kind == "bpe":
         model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))
     elif isinstance(tokenizer, TrainedBPETokenizer):
-        model["vocab"], model["merges"] = bpe.to_transformers(tokenizer.tokens)
+        model["vocab"], model["merges"] = bpe.vocab_and_merges(tokenizer.tokens)
         model["vocab"][END_OF_TEXT] = len(tokenizer.tokens)
         model["ignore_merges"] = True  # a part of the text that is a token needs none
     elif tokenizer.kind == "byte":
@@ -234,7 +234,7 @@ def describe_end(tokenizer: Tokenizer) -> str:
     if end_id is not None:
         return f"Token {end_id}, {end!r}, begins and ends a text."
     if end:
-        return f"{end!r} begins and ends a text; it is several tokens, hence `stopping_criteria`."
+        return f"{end!r}, several tokens, begins and ends a text: it needs `stopping_criteria`."
     return "There is no end-of-text token."
 
 
@@ -375,7 +375,7 @@ def export_folder(saved: Checkpoint, out: Path) -> str:
         for name, content in descriptions.items()
     }
     files["README.md"] = card
-    weights = to_transformers(model, modules)
+    weights = renamed(model, modules)
     files["model.safetensors"] = safetensors.save(weights, {"format": "pt"})
     write_folder(out, files)
     return architecture

@@ -104,14 +104,13 @@ class RMSNorm(nn.Module):
     arXiv:1910.07467).
     """
 
-    def __init__(self, width: int, eps: float = RMS_EPS):
+    def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
 
     def forward(self, x):
         h = x.float()
-        inverse_rms = torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        inverse_rms = torch.rsqrt(h.square().mean(-1, keepdim=True) + RMS_EPS)
         return (h * inverse_rms * self.weight).type_as(x)
 
 
@@ -138,16 +137,16 @@ class Dropout(nn.Module):
     def forward(self, x):
         if not x.is_cpu or not self.training or not self.rate:
             return F.dropout(x, self.rate, self.training)
-        dropped = max(1, min(round(256 * self.rate), 255))
+        dropped = max(1, min(round(256 * self.rate), 255))  # of a byte's 256 values
         words = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
         random_bytes = words.view(torch.uint8)[: x.numel()].view_as(x)
         return x * (random_bytes >= dropped).to(x.dtype) * (256 / (256 - dropped))
 
 
-def rope_tables(block_size: int, head_dim: int, base: float = ROPE_BASE):
+def rope_tables(block_size: int, head_dim: int):
     """cos and sin of every position's angles, each (block_size, D / 2) (Su et al., 2021,
     arXiv:2104.09864)."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+    frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(block_size).float(), frequencies)
     return angles.cos(), angles.sin()
 
@@ -204,7 +203,8 @@ class KVCache:
 
 
 class ShortConv(nn.Module):
-    """Adds to each position of x (B, T, C) the width - 1 before it, times a learned gain each.
+    """Adds to each position of x (B, T, C) the width - 1 before it, each times a learned gain per
+    channel.
 
     A causal depthwise convolution with a residual, as in the Canon layers of Allen-Zhu, 2025,
     arXiv:2512.17351. The gains start at 0.
@@ -265,7 +265,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """up -> nonlinearity -> down, at each position independently but for the short convolution."""
+    """up -> nonlinearity -> down, at each position independently, except for the convolution."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.cli import Parser, command
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.files import expand
 from common.metrics import read_metrics
 
@@ -28,10 +28,8 @@ VALIDATION = {"marker": "o", "markersize": 4, "linewidth": 0.7}
 def series(rows: list[dict], key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
     """The x and y values of a curve, from the rows that have both."""
     points = [(row[x], row[key]) for row in rows if key in row and x in row]
-    if not points:
-        return np.empty(0), np.empty(0)
-    xs, ys = zip(*points)
-    return np.array(xs), np.array(ys)
+    xs, ys = np.array(points, dtype=float).reshape(-1, 2).T
+    return xs, ys
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -52,7 +50,7 @@ def sentence(name: str, rows: list[dict]) -> str:
     _, losses = series(rows, "train/loss")
     evaluated, val_losses = series(rows, "val/loss")
     _, whole_losses = series(rows, "val/whole_loss")
-    if not len(losses) or not evaluated.any():
+    if not len(losses) or not evaluated.any():  # step 0 is before training
         return ""
     steps = max(row["step"] + ("train/loss" in row) for row in rows)
     best = whole_losses[-1] if len(whole_losses) else val_losses.min()
@@ -95,8 +93,8 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
                 axis.plot(xs, ys, color=color, alpha=0.25, linewidth=0.7)
                 axis.plot(xs, smooth(ys), color=color, linestyle=line, linewidth=1.2, label=f"{i}")
         xs, ys = series(rows, "val/loss", x)
-        if len(xs) and xs[0] == 0:  # no line from there: it would seem to be a gap to the training
-            xs, ys = np.insert(xs.astype(float), 1, np.nan), np.insert(ys, 1, np.nan)
+        if len(xs) and xs[0] == 0:  # only a dot: a line from there would look like a gap
+            xs, ys = np.insert(xs, 1, np.nan), np.insert(ys, 1, np.nan)
         axes[0].plot(xs, ys, color=color, **VALIDATION)
 
     for axis, key in zip(axes, keys):
@@ -140,8 +138,7 @@ def draw(runs: dict[str, list[dict]], out: str | Path, x: str = "step") -> None:
     try:
         figure.savefig(out, dpi=110, format=out.suffix[1:] or "png")
     except ValueError as error:  # not a format for figures
-        reason = str(error).splitlines()[0]
-        raise UserError(f"can't draw into {out}: {reason}", status=2) from None
+        raise UserError(f"can't draw into {out}: {one_line(error)}", status=2) from None
     del figure
     gc.collect()  # figures have reference cycles: 5 MB would stay until the next collection
 

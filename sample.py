@@ -11,25 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from common.cli import Parser, command, escape_controls, unescape
+from common.cli import Parser, command, escape_controls, unescape, whole_number
 from common.device import pick_device, pick_weights_dtype
 from common.errors import UserError
 from common.files import read_text
 from common.gpt2 import load_model
 from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number from low to high."""
-
-    def parse(text: str) -> int:
-        number = int(text)
-        if not low <= number <= high:
-            raise ArgumentTypeError(f"must be from {low:,} to {high:,}, not {text}")
-        return number
-
-    parse.__name__ = "whole number"  # argparse's name for it in "invalid ... value"
-    return parse
 
 
 def temperature(text: str) -> float:
@@ -68,7 +55,7 @@ class Writer:
         self.ended = False
 
     def add(self, ids: list[int]) -> str:
-        """The text that follows from the next ids, without what may yet become more."""
+        """The new text that is certain: without an end that may begin a separator or a line end."""
         if self.ended:
             return ""
         self.text += self.decode(ids)
@@ -86,7 +73,7 @@ class Writer:
 
     def write(self, end: int) -> str:
         new = self.text[self.written : end]
-        # keep what a separator or stop text may have begun in
+        # keep the characters in which a separator or stop text may have begun
         kept = max(len(self.text) - end, len(self.separator or ""), len(self.stop or ""))
         start = max(0, len(self.text) - kept)
         self.text, self.written = self.text[start:], end - start
@@ -153,13 +140,27 @@ def main(argv: list[str]) -> None:
     parser.add_text("--prompt", default="", help="text to continue")
     add("--prompt_file", help="UTF-8 file with the text to continue")
     add("--interactive", action="store_true", help="write a text together with the model")
-    add("--max_new_tokens", type=whole_number(1, 10**8), default=500, help="tokens (default: 500)")
-    add("--num_samples", type=whole_number(1, 10**6), default=1, help="generated as one batch")
+    add(
+        "--max_new_tokens",
+        type=whole_number(1, 10**8),
+        default=500,
+        help="tokens to generate (default: 500)",
+    )
+    add(
+        "--num_samples",
+        type=whole_number(1, 10**6),
+        default=1,
+        help="generated as one batch (default: 1)",
+    )
     add("--temperature", type=temperature, default=0.8, help="0: no randomness (default: 0.8)")
     add("--top_k", type=whole_number(1, 10**9), help="sample from the k most likely tokens only")
-    add("--top_p", type=probability, help="... from the fewest tokens with this total probability")
+    add(
+        "--top_p",
+        type=probability,
+        help="sample from the fewest tokens with this total probability only",
+    )
     parser.add_text("--stop", type=unescape, help=r"end a sample after this text, such as '\n'")
-    add("--seed", type=whole_number(0, 2**63 - 1), default=1337, help="of the random numbers")
+    add("--seed", type=whole_number(0, 2**63 - 1), default=1337, help="random seed (default: 1337)")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     args = parser.parse_args(argv)
     if args.prompt and args.prompt_file:

@@ -63,9 +63,9 @@ class Batches:
                 f" at least {T + 1:,}: set a smaller block_size, or prepare more text"
             )
         self.tokens, self.config = tokens, config
-        # leaves at least T tokens (if there are 2 T), by which an epoch's cuts can shift
+        # leaves out at least T tokens (if there are 2 T), so that the cuts can shift by up to T
         self.windows_per_epoch = max(1, (len(tokens) - T) // T)
-        self.epoch_starts = lru_cache(maxsize=2)(self.shuffle)  # a batch rarely spans more
+        self.epoch_starts = lru_cache(maxsize=2)(self.shuffle)  # few batches span more
 
     def shuffle(self, epoch: int) -> np.ndarray:
         """Where the windows of an epoch start, in the order in which they are used."""
@@ -156,7 +156,7 @@ class Run:
 
         # accumulate the gradient over the micro-batches; the last one averages it over processes
         for i, micro_batch in enumerate(micro_batches):
-            if config.dropout:
+            if config.dropout:  # a resumed run must draw the same numbers
                 seeds = np.random.SeedSequence((config.seed, step, i, distributed.rank()))
                 torch.manual_seed(int(seeds.generate_state(1)[0]))
             accumulating = distributed.world_size() > 1 and i < len(micro_batches) - 1

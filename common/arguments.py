@@ -28,7 +28,7 @@ from model import GPTConfig
 
 DEFAULT_FILE = "configs/shakespeare_char.py"
 ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTINGS]
-# what a model's weights were trained for
+# what a checkpoint's weights determine: all but dropout
 SHAPE = [name for name in ARCHITECTURE if name != "dropout"]
 # what a resumed run can't change
 FIXED = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer", "init_from"]
@@ -115,7 +115,8 @@ def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Co
         in_file = [block[name] for block in (values, on_cpu) if name in block]
         with suppress(ValueError):
             in_file = [convert(SETTINGS[name], value) for value in in_file]
-        value, explicit = getattr(config, name), name in given or name in WHICH_RUN
+        value = getattr(config, name)
+        explicit = name in given or name in WHICH_RUN
         if in_file and value not in in_file and not explicit:
             unused[name] = f"{name}={in_file[-1]} (the run has {value})"
     if unused:
@@ -237,16 +238,17 @@ def find_file(path: str) -> str:
         return path
     if (ROOT / path).exists():
         return str(ROOT / path)
-    others = [f"configs/{file.name}" for file in (ROOT / "configs").glob("*.py")]
-    near = difflib.get_close_matches(path, others, n=1)
+    files = sorted((ROOT / "configs").glob("*.py"))
+    configs = {file.stem: f"configs/{file.name}" for file in files}
+    near = [configs[name] for name in difflib.get_close_matches(Path(path).stem, configs, n=1)]
     if Path(f"{path}.py").exists():
         near = [f"{path}.py"]
-    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(others))}"
-    raise UserError(f"there is no config file {path}{hint}", status=2)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(configs.values())}"
+    raise UserError(f"there is no config file {path}; {hint}", status=2)
 
 
 def without_effect(source: bytes) -> list[str]:
-    """The problems of a config file that assigns to a setting twice, or compares instead."""
+    """The lines of a config file that set nothing, and the settings that it sets more than once."""
     problems = []
     lines = defaultdict(list)  # line numbers of the assignments to each setting
     for node in ast.parse(source).body:
@@ -256,7 +258,9 @@ def without_effect(source: bytes) -> list[str]:
         for target in targets:
             if isinstance(target, ast.Name) and target.id in {*SETTINGS, "on_cpu"}:
                 lines[target.id].append(str(node.lineno))
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare):
+        compares = isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare)
+        annotates = isinstance(node, ast.AnnAssign) and not node.value
+        if compares or annotates:
             problems.append(f"line {node.lineno} sets nothing; write name = value")
     problems += [
         f"{name} is set more than once, in lines {' and '.join(numbers)}"
@@ -291,9 +295,6 @@ def read_file(path: str) -> tuple[dict, dict]:
         message = f"config file {path}, line {line}: {type(error).__name__}: {reason}"
         raise UserError(message, status=2) from None
     values = {}
-    for name in names.get("__annotations__", {}):
-        if name not in names:
-            problems.append(f"`{name}: value` sets nothing; write `{name} = value`")
     for name, value in names.items():
         if name in SETTINGS or name in ("on_cpu", "vocab_size"):
             values[name] = value

@@ -20,7 +20,7 @@ def byte_symbols() -> list[str]:
 def train(texts: Sequence[str], n_tokens: int) -> list[bytes]:
     """The tokens that are made by merging two shorter ones, in the order of the merges.
 
-    There are n_tokens of them, or fewer once no pair of neighbouring tokens occurs twice. Equal
+    There are n_tokens of them, or fewer once no pair of neighboring tokens occurs twice. Equal
     texts give equal tokens.
     """
     import tokenizers  # here, because few commands train a vocabulary
@@ -43,7 +43,7 @@ def train(texts: Sequence[str], n_tokens: int) -> list[bytes]:
     return tokens[len(BYTES) :]
 
 
-def to_transformers(tokens: Sequence[bytes]) -> tuple[dict[str, int], list[str]]:
+def vocab_and_merges(tokens: Sequence[bytes]) -> tuple[dict[str, int], list[str]]:
     """Ids of the tokens by their symbols, and all pairs "left right" that merge, in order.
 
     tiktoken merges any two tokens that together are a token; `tokenizers` only the pairs in a list.

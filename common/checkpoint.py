@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.files import write_atomically
 from common.tokenizer import Tokenizer, from_dict
 from config import SETTINGS, Config, make_config
@@ -49,7 +49,7 @@ class SavedModel:
                     f" a model with {config.vocab_size}"
                 )
         except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
             raise UserError(f"the checkpoint doesn't fit this version: {reason}") from None
         return model.to(device).eval(), tokenizer
 
@@ -75,7 +75,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         write_atomically(path, lambda file: torch.save(vars(checkpoint), file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         causes = [cause for cause in (error, error.__context__) if isinstance(cause, OSError)]
-        reason = (causes[0].strerror if causes else None) or str(error).splitlines()[0]
+        reason = (causes[0].strerror if causes else None) or one_line(error)
         raise UserError(f"can't save {path} ({reason}); the previous file is unchanged") from None
 
 
@@ -91,7 +91,7 @@ def load(path: str | Path) -> Checkpoint:
     path = Path(path)
     others = similar(path)
     if not path.is_file():
-        hint = f"there is {', '.join(others)}" if others else "python train.py makes one"
+        hint = f"the folder has {', '.join(others)}" if others else "python train.py makes one"
         raise UserError(f"there is no checkpoint {path}; {hint}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not verify checksums

@@ -20,6 +20,19 @@ LESS_MEMORY = {  # what to try, by command
 }
 
 
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A type for argparse: a whole number from low to high."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low:,} to {high:,}, not {text}")
+        return number
+
+    parse.__name__ = "whole number"  # argparse's name for it in "invalid ... value"
+    return parse
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviations, whose errors are one line."""
 
@@ -128,5 +141,5 @@ def command_for(script: str) -> str:
 
 
 def quote(argument: str) -> str:
-    """The argument as it has to be typed on a command line of this system."""
+    """The argument quoted for this system's command line."""
     return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)

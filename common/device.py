@@ -8,11 +8,11 @@ import sys
 import torch
 
 from common import distributed
-from common.errors import UserError
+from common.errors import UserError, one_line
 from model import GPT
 
-# torch.compile would first compile eight test programs for the CPU, which takes 13 seconds; PyTorch
-# reads this when it imports its compiler, and pick_compile tests whether that works
+# Without this, torch.compile spends 13 seconds on eight test programs for the CPU. PyTorch reads it
+# when it imports its compiler; pick_compile tests that compilation works.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,8 +38,7 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
             device = torch.device("cuda", distributed.local_rank())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        message = f"device {name} can't be used here ({reason}); use --device=auto"
+        message = f"device {name} can't be used here ({one_line(error)}); use --device=auto"
         raise UserError(message, status=2) from None
     return device, "as set"
 
@@ -89,7 +88,7 @@ def pick_compile(setting: bool | str, device: torch.device, flops: float) -> tup
     try:
         torch.compile(torch.neg)(torch.ones(8, device=device))
     except Exception as error:  # no compiler, a broken one, a GPU too old: it fails in many ways
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         if setting is True:
             raise UserError(f"can't compile here; use --compile=false ({reason})") from None
         return False, f"auto: can't compile here, {reason}"

@@ -1,4 +1,4 @@
-"""The error that commands show as one line, and lists in such lines."""
+"""The error that commands show as one line, and what such lines are made of."""
 
 
 class UserError(Exception):
@@ -10,6 +10,13 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = 1):
         super().__init__(message)
         self.status = status
+
+
+def one_line(error: Exception) -> str:
+    """The message of another library's error, without line breaks and at most 200 characters long;
+    its class if it has no message.
+    """
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def listed(names: list[str], most: int = 10) -> str:

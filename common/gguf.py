@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from common.gpt2 import GPT2_FIXED, optional_package, to_transformers
+from common.gpt2 import GPT2_FIXED, optional_package, renamed
 from common.tokenizer import BPETokenizer, Tokenizer, find_end_id
 from model import GPT, RMS_EPS, ROPE_BASE
 
-MODULES = {
+NAMES = {
     "token_embedding": ["token_embd"],
     "blocks": ["blk"],
     "attn_norm": ["attn_norm"],
@@ -25,7 +25,7 @@ MODULES = {
     "final_norm": ["output_norm"],
     "head": ["output"],
 }
-GPT2_MODULES = MODULES | {
+GPT2_NAMES = NAMES | {
     "position_embedding": ["position_embd"],
     "attn.qkv": ["attn_qkv"],
     "mlp.up": ["ffn_up"],
@@ -95,9 +95,9 @@ def add_tokenizer(writer, types, tokenizer: Tokenizer, bpe_model: dict) -> None:
 def find_weights(model: GPT, architecture: str) -> dict[str, torch.Tensor]:
     """The model's parameters by their names in llama.cpp."""
     if architecture == "GPT2":
-        return to_transformers(model, GPT2_MODULES)
-    weights = to_transformers(model, MODULES)
-    if architecture == "Llama":  # there llama.cpp rotates neighbours: (0, 1), (2, 3), ...
+        return renamed(model, GPT2_NAMES)
+    weights = renamed(model, NAMES)
+    if architecture == "Llama":  # there llama.cpp rotates neighbors: (0, 1), (2, 3), ...
         for name, weight in weights.items():
             if ".attn_q." in name or ".attn_k." in name:
                 halves = weight.unflatten(0, (model.config.n_heads, 2, -1))

@@ -12,7 +12,7 @@ import torch
 
 from common import checkpoint
 from common.checkpoint import SavedModel
-from common.errors import UserError, listed
+from common.errors import UserError, listed, one_line
 from model import GPT, GPTConfig
 
 GPT2_MODULES = {
@@ -88,7 +88,7 @@ def optional_package(name: str) -> ModuleType:
 
 
 def their_names(name: str, modules: dict[str, list[str]]) -> list[str]:
-    """The names in transformers of one of our parameters, such as blocks.0.attn.qkv.weight."""
+    """The names in `modules` of one of our parameters, such as blocks.0.attn.qkv.weight."""
     prefix = ""
     if name.startswith("blocks."):
         _, number, name = name.split(".", 2)
@@ -98,13 +98,15 @@ def their_names(name: str, modules: dict[str, list[str]]) -> list[str]:
 
 
 def transposed(name: str, weight: torch.Tensor, modules: dict[str, list[str]]) -> torch.Tensor:
-    """The weight in the other layout, ours or theirs: GPT-2's blocks have transposed matrices."""
+    """The weight in the other layout, ours or theirs: in transformers, GPT-2's blocks have
+    transposed matrices.
+    """
     conv1d = modules is GPT2_MODULES and name.startswith("blocks.") and weight.dim() == 2
     return weight.T if conv1d else weight
 
 
-def to_transformers(model: GPT, modules: dict[str, list[str]]) -> dict[str, torch.Tensor]:
-    """Copies of the model's parameters by their names in transformers; a tied one appears once."""
+def renamed(model: GPT, modules: dict[str, list[str]]) -> dict[str, torch.Tensor]:
+    """Copies of the model's parameters under their names in `modules`; a tied one appears once."""
     weights = {}
     for name, parameter in model.named_parameters():
         names = their_names(name, modules)
@@ -192,8 +194,7 @@ def read_gpt2_config(path: Path) -> tuple[GPTConfig, dict[str, torch.Tensor]]:
     except KeyError as error:
         raise UserError(f"{path} does not describe a GPT-2: it lacks {error.args[0]}") from None
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not describe a GPT-2: {reason}") from None
+        raise UserError(f"{path} does not describe a GPT-2: {one_line(error)}") from None
     if config.vocab_size != VOCAB_SIZE:
         raise UserError(f"{path} has {config.vocab_size} tokens; GPT-2 has {VOCAB_SIZE}")
     return config, expected
@@ -205,7 +206,7 @@ def read_gpt2_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         saved = safetensors.load_file(path)
     except Exception as error:  # a missing, foreign or damaged file can fail in many ways
-        raise UserError(f"can't read {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"can't read {path}: {one_line(error)}") from None
     # OpenAI's files have h.0.ln_1.weight for transformer.h.0.ln_1.weight
     prefixed = ("transformer.", "lm_head.")
     return {

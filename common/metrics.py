@@ -9,7 +9,7 @@ import torch
 
 from common import distributed
 from common.errors import UserError
-from common.files import lock, write_atomically
+from common.files import lock, write_bytes
 from common.timing import Stopwatch
 from common.wandb_run import WandbRun
 from config import Config
@@ -47,12 +47,17 @@ def read_metrics(path: str | Path) -> list[dict]:
     return rows
 
 
+def plausible(value: float) -> bool:
+    """Whether this can be a measured value: not nan, not infinite."""
+    return abs(value) < LARGEST
+
+
 def check_row(row: dict) -> None:
     """Raises one of many errors if this is not a row of a metrics file."""
     if type(row["step"]) is not int or type(row.get("sample", "")) is not str:
         raise ValueError("a step is a whole number, a sample is text")
     for name, value in row.items():
-        if name != "sample" and not abs(value) < LARGEST:  # also catches nan
+        if name != "sample" and not plausible(value):
             raise ValueError(f"{name} is out of range")
 
 
@@ -108,7 +113,7 @@ class Metrics:
             elif start:
                 print(f"note: {path} is missing, so the curves begin at step {start:,}")
             text = "".join(json.dumps(row) + "\n" for row in kept)
-            write_atomically(path, lambda file: file.write(text.encode()))
+            write_bytes(path, text.encode())
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # complete lines, at once
             lock_metrics(self.file)
             for row in kept:
@@ -158,7 +163,7 @@ class Metrics:
         Raises Diverged if a value is not finite or absurdly large.
         """
         for name, value in values.items():
-            if name != "sample" and not abs(value) < LARGEST:  # also catches nan
+            if name != "sample" and not plausible(value):
                 raise Diverged(
                     f"{name} is {value} at step {step}: set a lower learning_rate or more"
                     " warmup_steps; the checkpoints saved before are unchanged",

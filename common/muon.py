@@ -55,10 +55,10 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates, alpha=-scale)
 
-    def update(self, parameter: torch.Tensor, decay: float) -> torch.Tensor:
+    def update(self, parameter: torch.Tensor, beta: float) -> torch.Tensor:
         """The moving average of the gradient, with Nesterov's look-ahead."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - decay)
-        return parameter.grad.lerp(momentum, decay)
+        average = state["momentum"].lerp_(parameter.grad, 1 - beta)
+        return parameter.grad.lerp(average, beta)

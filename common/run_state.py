@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common import checkpoint, distributed
 from common.checkpoint import Checkpoint, SavedModel
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.metrics import check_not_running
 from common.muon import Muon
 from common.tokenizer import TrainedBPETokenizer, difference
@@ -148,16 +148,15 @@ def resume(run, saved: Checkpoint) -> None:
         if saved.scaler and run.scaler.is_enabled():  # the dtype may have changed
             run.scaler.load_state_dict(saved.scaler)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path} does not match this run ({reason}); --init_from={path} starts a new run from"
-            " its weights"
+            f"{path} does not match this run ({one_line(error)}); --init_from={path} starts a new"
+            " run from its weights"
         ) from None
     run.step, run.id = saved.step, saved.run_id
     run.best_step, run.best_val_loss = saved.best_step, saved.best_val_loss
     run.patience_start = saved.patience_start
     before, config = saved.settings(), run.config
-    if before.eval_interval != config.eval_interval:
+    if before.eval_interval != config.eval_interval:  # patience counts its multiples: start again
         run.patience_start = run.step
     if math.isfinite(saved.best_val_loss):
         best = load_best(config.path("best.pt"), saved)
@@ -177,11 +176,11 @@ def load_best(path: Path, last: Checkpoint) -> Checkpoint | None:
         best = checkpoint.load(path)
     except UserError:
         state = "can't be read" if path.exists() else "is missing"
-        print(f"note: {path} {state}, so the best model from now on takes its place")
+        print(f"note: {path} {state}, so the best model from now on is saved there")
         return None
     if best.run_id != last.run_id:
         raise UserError(
-            f"{path} belongs to another run than the checkpoint to resume: move it away"
+            f"{path} belongs to a different run than the checkpoint to resume: move it away"
         )
     return best
 
@@ -203,5 +202,4 @@ def init_from(run, saved: SavedModel) -> None:
         if run.ema_model:
             run.ema_model.load_state_dict(model.state_dict())
     except RuntimeError as error:
-        details = " ".join(str(error).split())[:200]
-        raise UserError(f"{source} has a different architecture: {details}") from None
+        raise UserError(f"{source} has a different architecture: {one_line(error)}") from None

@@ -55,12 +55,11 @@ PLAIN = {  # what --replace_unknown writes for typographic characters
 }
 
 
-def read(corpus: Corpus) -> Iterator[tuple[int, int, str]]:
-    """Yields each piece with TRAIN or, in the corpus's own validation text, VAL, and the number of
-    its document. Documents without text don't count.
+def read(*texts: Text) -> Iterator[tuple[int, int, str]]:
+    """Yields each piece with the number of its text and of its document, which goes on from text to
+    text. Documents without text don't count.
     """
     number, empty = 0, True
-    texts = [corpus.text()] + ([corpus.validation()] if corpus.validation else [])
     for part, text in enumerate(texts):
         for piece in chain(text, [END]):
             if piece:
@@ -88,7 +87,7 @@ def limited(corpus: Corpus, limit: int) -> Corpus:
 def document_sizes(text: Text) -> Iterator[int]:
     """Yields the length of each document in bytes."""
     last, size = 0, 0
-    for _, number, piece in read(Corpus("", lambda: text)):
+    for _, number, piece in read(text):
         if number > last:
             yield size
             last, size = number, 0
@@ -99,7 +98,7 @@ def document_sizes(text: Text) -> Iterator[int]:
 def choose(text: Text, chosen: bytearray) -> Text:
     """The documents whose number has a 1."""
     last = 0
-    for _, number, piece in read(Corpus("", lambda: text)):
+    for _, number, piece in read(text):
         if number == len(chosen):
             return
         if number > last:
@@ -111,7 +110,7 @@ def choose(text: Text, chosen: bytearray) -> Text:
 
 def beginning(text: Text, limit: int) -> Text:
     """The first `limit` bytes of the first document, without a character that is cut in two."""
-    for _, number, piece in read(Corpus("", lambda: text)):
+    for _, number, piece in read(text):
         if number > 0 or limit <= 0:
             return
         content = piece.encode("utf-8")
@@ -162,7 +161,7 @@ def survey(corpus: Corpus) -> Survey:
     seen = np.zeros(CODE_POINTS, dtype=bool)
     known = b""  # the ASCII among them
     excerpt, nuls, marks = "", {}, 0
-    for part, number, text in read(corpus):
+    for part, number, text in read(*corpus.texts()):
         if number == len(sizes):
             sizes.append(0)
             parts.append(part)
@@ -256,7 +255,7 @@ def split(
     single = len(kept) == 1
     left = int(found.sizes[kept[0]] * (1 - val_fraction))  # characters still for training
     again = Hash()
-    for _, number, text in read(corpus):
+    for _, number, text in read(*corpus.texts()):
         again.add(number, text.encode("utf-8"))
         if number not in range(len(assignment)) or assignment[number] == LEFT_OUT:
             continue
@@ -354,7 +353,7 @@ def adapt(
     shown = listed([f"{character!r} with {text!r}" for character, text in written.items()], 100)
     print(f"replaced characters that {dataset} does not know: {shown}")
     left_out = {ord(character): None for character, text in written.items() if not text}
-    kept = sum(len(piece.translate(left_out)) for _, _, piece in read(corpus))
+    kept = sum(len(piece.translate(left_out)) for _, _, piece in read(*corpus.texts()))
     lost = 1 - kept / sum(found.sizes)
     if lost > MOST_LOST:
         raise UserError(

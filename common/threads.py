@@ -1,9 +1,9 @@
 """How long PyTorch's threads on a CPU spin while they wait for one another.
 
-Imported before torch, because OpenMP reads its environment when it is loaded. By default (GNU
-OpenMP) waiting threads spin for about a millisecond, and if other programs keep a core busy, each
-step waits many times over for a thread that spins on the other one. They sleep instead after about
-the length of a short parallel region. If any of OpenMP's variables is set, nothing is changed.
+Import this before torch, because OpenMP reads its environment when it is loaded. By default (GNU
+OpenMP) a waiting thread spins for about a millisecond. If another program keeps a core busy, the
+spinning threads delay every step. Here they sleep after about the length of a short parallel
+region. If any OpenMP variable is already set, nothing changes.
 """
 
 import os

@@ -7,11 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.cli import quote
+from common.errors import one_line
 from config import Config
-
-
-def reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def harmless(method):
@@ -27,7 +24,7 @@ def harmless(method):
         try:
             method(self, *args)
         except Exception as error:
-            print(f"Weights & Biases is disabled for the rest of the run: {reason(error)}")
+            print(f"Weights & Biases is disabled for the rest of the run: {one_line(error)}")
             self.run = None
 
     return call
@@ -54,7 +51,7 @@ class WandbRun:
         except ImportError:
             print("Weights & Biases is disabled: it is not installed (pip install wandb)")
         except Exception as error:  # the network, the account, the service
-            print(f"Weights & Biases is disabled: {reason(error)}")
+            print(f"Weights & Biases is disabled: {one_line(error)}")
 
     @harmless
     def log(self, values: dict) -> None:

@@ -1,7 +1,7 @@
 # python train.py configs/robotics_bpe4096.py
 #
-# Titles and abstracts of robotics papers, with 4,096 tokens that are trained on them. A model of
-# 10,425,088 parameters, 1,572,864 of them in the embedding.
+# Titles and abstracts of robotics papers, with a vocabulary of 4,096 tokens trained on them. A model
+# of 10,425,088 parameters, 1,572,864 of them in the embedding.
 # The first run downloads 5,000 abstracts from arXiv, page by page.
 # Loss of this model: not measured yet. Without a GPU, on 8,854 papers, mostly of 2025, from a file
 # (python prepare.py robotics_bpe4096 --input robotics.jsonl --field title abstract), the on_cpu block

@@ -14,7 +14,7 @@ d_model = 384
 block_size = 256
 conv_width = 4  # every sublayer also sees the three characters before; export.py can't express it
 dropout = 0.3
-confidence_penalty = 0.15  # keeps the model from becoming too sure of itself
+confidence_penalty = 0.15  # keeps the predictions from becoming overconfident
 
 batch_size = 16
 optimizer = "muon"

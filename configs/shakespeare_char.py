@@ -27,7 +27,7 @@ d_model = 384
 block_size = 256
 dropout = 0.1
 
-batch_size = 16      # small steps: on one megabyte what counts is how much each reading teaches
+batch_size = 16      # small batches: more updates per epoch
 optimizer = "muon"
 learning_rate = 6e-3
 min_lr = 0

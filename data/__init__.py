@@ -20,6 +20,10 @@ class Corpus:
     text: Callable[[], Text]
     validation: Callable[[], Text] | None = None
 
+    def texts(self) -> list[Text]:
+        """The text and, if the corpus has its own, the validation text."""
+        return [self.text(), *([self.validation()] if self.validation else [])]
+
 
 def documents(texts: Iterable[str]) -> Iterator[str | None]:
     """The stream in which each of these texts is a document."""

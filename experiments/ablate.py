@@ -29,6 +29,7 @@ from experiments.runs import (
     interval,
     markdown,
     plus_minus,
+    with_steps,
     write_rows,
 )
 from model import flops_per_token
@@ -38,9 +39,9 @@ SEARCH_SEED = 0  # used only to search for learning rates
 MAX_RATES = 8  # learning rates tried per arm; the search widens while the best is at an edge
 PAIR_DEVIATION = 0.010  # nats: standard deviation of paired differences, from the study "recipe"
 TOLERANCE = 0.5  # nats above the arm's best loss; at higher losses a rate counts as too high
-# A smaller difference does not count, even if its interval excludes zero. The 27 arms of "recipe"
-# share their baseline: a difference that any of them exceeds by chance in 5% of such studies
-# (Bonferroni, with PAIR_DEVIATION for all arms).
+# Smaller differences do not count, even if their interval excludes zero. If none of the 27 arms of
+# "recipe" had an effect, at most 5% of such studies would show one this large (Bonferroni, with
+# PAIR_DEVIATION for all arms).
 THRESHOLD = 0.02
 
 # The 10M model of configs/shakespeare_char.py, and for a CPU one of the same depth and a quarter of
@@ -91,7 +92,7 @@ class Study:
 
     @property
     def unit(self) -> str:
-        """The loss to compare, by its name in a result; nats of different tokens don't compare."""
+        """The name of the loss to compare; nats of different tokens can't be compared."""
         by_dataset = any("dataset" in settings for settings in self.arms.values())
         return "bits_per_byte" if by_dataset else self.compare
 
@@ -288,7 +289,7 @@ def arm_config(study: Study, base: Config, arm: str) -> Config:
         length *= flops / flops_per_step(config)
     steps = max(1, round(length * base.max_steps))
     warmup = round(length * config.warmup_steps)
-    every = max(1, steps // study.evaluations)
+    every = math.ceil(steps / study.evaluations)
     return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=every)
 
 
@@ -419,15 +420,19 @@ def comparison_table(study: Study, rows: list[dict]) -> str:
             "difference": plus_minus(*pair) if pair else "",
         }
         if study.timed:
-            seconds = [row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs]
-            line["training [s]"] = f"{statistics.median(seconds):.1f}"
+            line["training [s]"] = f"{median_seconds(runs):.1f}"
         lines.append(line)
     return markdown(lines)
 
 
+def median_seconds(runs: list[dict]) -> float:
+    """Seconds of training, without evaluations: the median over runs of equal length."""
+    times = [row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs]
+    return statistics.median(times)
+
+
 def early_and_late_table(study: Study, rows: list[dict]) -> str:
-    """Each arm's difference from the first one, after the first evaluation interval and in the
-    end."""
+    """Each arm's difference from the first one, after one evaluation interval and at the end."""
     early, lines = [], []
     for row in rows:
         # in nats per token; [0] is of the untrained model, the only one if the run diverged early
@@ -459,7 +464,6 @@ def vocabulary_table(study: Study, rows: list[dict]) -> str:
     for arm in arms_of(study, rows):
         runs = best_runs(study, rows, arm)
         tokens, size = runs[0]["tokens"], runs[0]["bytes_per_token"]
-        times = [row["milliseconds_per_step"] * row["steps"] / 1000 for row in runs]
         pair = difference(study, rows, arm)
         line = {
             "tokenizer": arm,
@@ -467,7 +471,7 @@ def vocabulary_table(study: Study, rows: list[dict]) -> str:
             "bytes per token": f"{size:.2f}",
             "context [bytes]": f"{runs[0]['block_size'] * size:.0f}",
             "bytes read": f"{tokens * size / 1e6:.1f}M",
-            "tokens/s": f"{tokens / statistics.median(times):,.0f}",
+            "tokens/s": f"{tokens / median_seconds(runs):,.0f}",
             "bits per byte": f"{statistics.mean(row['bits_per_byte'] for row in runs):.3f}",
             "difference": plus_minus(*pair) if pair else "",
         }
@@ -539,8 +543,7 @@ def main(argv: list[str]) -> None:
     device, _ = pick_device(args.device)
     base = replace(base_config(study, device), device=str(device))
     if args.steps:
-        warmup = base.warmup_steps * args.steps // base.max_steps
-        base = replace(base, max_steps=args.steps, warmup_steps=warmup)
+        base = with_steps(base, args.steps)
     for settings in study.arms.values():
         prepare_missing(settings.get("dataset", base.dataset))
 

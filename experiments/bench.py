@@ -39,18 +39,19 @@ from matplotlib.figure import Figure
 
 import prepare
 from common import gguf
-from common.cli import Parser, command
+from common.cli import Parser, command, whole_number
 from common.dataset import Dataset
 from common.device import has_bfloat16, pick_device, pick_weights_dtype, reuse_memory
 from common.errors import UserError
 from common.files import ROOT, data_dir
 from common.gpt2 import optional_package
 from common.metrics import read_metrics
+from common.survey import survey
 from common.threads import VARIABLES
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import Config
 from data import Corpus, python
-from experiments.runs import RESULTS, count, machine, markdown
+from experiments.runs import add_results, machine, markdown
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 from train import Run
 
@@ -411,7 +412,7 @@ def preparation_rates(rounds: int) -> list[dict]:
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     corpus = Corpus("", lambda: pieces)
     bpe, bpe4096 = BPETokenizer(), prepare.train_tokenizer(4096, pieces[:10], None)
-    chars = prepare.make_tokenizer("char", prepare.survey(corpus).vocabulary)
+    chars = prepare.make_tokenizer("char", survey(corpus).vocabulary)
 
     def write(tokenizer: ByteTokenizer | CharTokenizer | BPETokenizer) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -419,7 +420,7 @@ def preparation_rates(rounds: int) -> list[dict]:
             prepare.write_tokens(Path(folder), numbered, tokenizer)
 
     def survey_and_write(kind: str) -> None:
-        write(prepare.make_tokenizer(kind, prepare.survey(corpus).vocabulary))
+        write(prepare.make_tokenizer(kind, survey(corpus).vocabulary))
 
     def encode_with_tiktoken(tokenizer: BPETokenizer) -> None:
         for piece in pieces:
@@ -641,14 +642,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("what", choices=[*choices, "table"])
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to compare with")
     parser.add_argument(
-        "--rounds", type=count, default=3, help="rounds to take medians over (default: %(default)s)"
+        "--rounds",
+        type=whole_number(1, 1000),
+        default=3,
+        help="rounds to take medians over (default: %(default)s)",
     )
     parser.add_argument(
         "--device", default="auto", help="for training and generation: auto, cpu, cuda, mps"
     )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
-    )
+    add_results(parser)
     args = parser.parse_args(argv)
     device, _ = pick_device(args.device)
     folder = args.results / f"bench_{device.type}"

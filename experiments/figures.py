@@ -107,7 +107,10 @@ def forest(studies: dict[str, tuple[Study, list[dict]]]) -> Figure:
         f" interval\nblue: better, orange: worse, gray: below {ablate.THRESHOLD:g}, or the interval"
         " includes zero"
     )
-    sentence = f"{seen} of {len(pairs)} changes move the loss by {ablate.THRESHOLD:g} or more"
+    sentence = (
+        f"{seen} of {len(pairs)} changes have an effect that counts: {ablate.THRESHOLD:g} or more,"
+        " its interval without zero"
+    )
     return title(figure, sentence)
 
 

@@ -33,7 +33,7 @@ from config import Config
 from evaluate import mean_loss
 from experiments.ablate import CPU
 from experiments.memorize import memorization
-from experiments.runs import add_options, machine, markdown, read_json
+from experiments.runs import add_options, machine, markdown, read_json, with_steps
 from model import GPT, count_parameters, next_token_loss
 from prepare import prepare_missing
 from train import Run
@@ -312,7 +312,7 @@ def describe(path: str, saved: Checkpoint) -> dict:
     """What the run of a checkpoint was, and its result. Raises UserError."""
     config, dataset = saved.settings(), load_dataset(saved.config["dataset"])
     if dataset.fingerprint != saved.dataset_fingerprint:
-        raise UserError(f"data/{dataset.name} is not the text that {path} was trained on")
+        raise UserError(f"data/{dataset.name} is not the data that {path} was trained on")
     model, _ = saved.build(DEVICE)
     dtype, _ = pick_dtype(config.dtype, DEVICE)
     loss = mean_loss(model, dataset.val, dtype)
@@ -350,9 +350,7 @@ def main(argv: list[str]) -> None:
     )
     add_options(parser, parallel=False)
     args = parser.parse_args(argv)
-    steps = args.steps or BASE.max_steps
-    warmup = BASE.warmup_steps * steps // BASE.max_steps
-    base = replace(BASE, max_steps=steps, warmup_steps=warmup)
+    base = with_steps(BASE, args.steps or BASE.max_steps)
 
     # keep what describes the runs
     saved = {path: checkpoint.load(path) for path in args.checkpoints}

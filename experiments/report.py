@@ -26,7 +26,7 @@ from common.files import read_text, write_bytes
 from common.metrics import read_metrics
 from config import Config
 from experiments import ablate, figures, questions, scaling
-from experiments.runs import RESULTS, interval, markdown, plus_minus, read_json, read_rows
+from experiments.runs import add_results, interval, markdown, plus_minus, read_json, read_rows
 from model import flops_per_token
 
 MARK = re.compile(r"<!--(\w+: [^>\n]+)-->(.*?)<!---->", re.DOTALL)
@@ -320,9 +320,7 @@ def fill(text: str, values: dict[str, str]) -> str:
 @command
 def main(argv: list[str]) -> None:
     parser = Parser(prog="-m experiments.report", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
-    )
+    add_results(parser)
     parser.add_argument(
         "--report", type=Path, help="Markdown file (default: REPORT.md in the folder of results)"
     )

@@ -3,7 +3,6 @@
 Also what every program in experiments/ shares: options, intervals, Markdown tables, rows of JSON.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -26,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from common import checkpoint
-from common.cli import Parser
+from common.cli import Parser, whole_number
 from common.dataset import load_dataset
 from common.device import has_bfloat16, pick_device, pick_dtype
 from common.errors import UserError
@@ -58,38 +57,41 @@ STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 # options
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1, as the value of an option."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
+def add_results(parser: Parser) -> None:
+    """Adds --results, the folder of all results."""
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
+    )
 
 
 def add_options(parser: Parser, *, parallel: bool = True) -> None:
     """Adds the options that mean the same in every program: --steps, --seeds, --results, ..."""
     parser.add_argument(
         "--steps",
-        type=count,
+        type=whole_number(1, 10**9),
         metavar="N",
         help="steps of the base run; others keep their ratio to it",
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=whole_number(2, 10),
         metavar="N",
-        choices=range(2, 11),
         help="compared runs are repeated with the seeds 1 to N, 2 to 10",
     )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder (default: %(default)s)"
-    )
+    add_results(parser)
     if parallel:
         parser.add_argument(
             "--parallel",
-            type=count,
+            type=whole_number(1, 10**3),
             metavar="N",
             help="runs at a time (default: one per CPU core; one on a GPU)",
         )
+
+
+def with_steps(base: Config, steps: int) -> Config:
+    """The base with another number of steps, and a warmup in proportion."""
+    warmup = base.warmup_steps * steps // base.max_steps
+    return replace(base, max_steps=steps, warmup_steps=warmup)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -297,7 +299,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def read_json(path: Path):
-    """Raises UserError."""
+    """The JSON value in a file. Raises UserError."""
     return parse(path.read_text(encoding="utf-8"), path)
 
 

@@ -103,7 +103,7 @@ def test_arms_of_the_study_mlp_have_equal_parameters(base):
 
 
 @pytest.mark.parametrize("base", [ablate.CPU, ablate.GPU], ids=["CPU", "GPU"])
-def test_equal_compute_change_the_number_of_steps(base, dataset):
+def test_equal_compute_changes_the_number_of_steps(base, dataset):
     base = replace(base, dataset="verses_char")
     arms = {"small": {}, "narrow": ablate.shape(3, 1 / 3)}
     study = Study("Which?", arms, equal_compute=True)

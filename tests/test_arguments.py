@@ -112,7 +112,7 @@ def test_imports_functions_and_helper_variables_are_not_settings(config_file, ca
         ("on_gpu = dict(n_layers=2)", "unknown setting on_gpu: did you mean on_cpu?"),
         ("on_cpu = dict(n_layer=2)", "unknown setting n_layer: did you mean n_layers?"),
         ("on_cpu = dict(resume=True)", "on_cpu can't set resume"),
-        ("learning_rate: 1e-2", "write `learning_rate = value`"),
+        ("learning_rate: 1e-2", "line 1 sets nothing; write name = value"),
         ("max_steps = 12\nmax_steps == 3", "line 2 sets nothing; write name = value"),
         ("on_cpu = dict(on_cpu=1)", "unknown setting on_cpu: python train.py --help"),
     ],

@@ -280,7 +280,7 @@ def test_all_kinds_of_characters_have_equal_ids_in_transformers():
 
 
 def test_merges_of_transformers_are_all_pairs_that_make_a_token():
-    ids, merges = bpe.to_transformers([b"a", b"b", b" ", b"aa", b"aaa", b" b"])
+    ids, merges = bpe.vocab_and_merges([b"a", b"b", b" ", b"aa", b"aaa", b" b"])
     assert ids == {"a": 0, "b": 1, "Ġ": 2, "aa": 3, "aaa": 4, "Ġb": 5}
     assert merges == ["a a", "a aa", "aa a", "Ġ b"]
     ours = TrainedBPETokenizer([b"abc"])  # not made of two tokens, but a whole part of a text

@@ -104,7 +104,7 @@ def test_files_with_the_names_and_masks_of_openais_are_read(theirs):
 def test_our_names_and_shapes_become_those_of_transformers(theirs):
     sizes = {"vocab_size": 50257, "block_size": 32, "n_layers": 2, "n_heads": 2, "d_model": 8}
     ours = GPT(GPTConfig(**sizes, **gpt2.GPT2_ARCHITECTURE, bias=True))
-    converted = gpt2.to_transformers(ours, gpt2.GPT2_MODULES)
+    converted = gpt2.renamed(ours, gpt2.GPT2_MODULES)
     expected = {name: weight.shape for name, weight in theirs.named_parameters()}
     assert {name: weight.shape for name, weight in converted.items()} == expected
 
