@@ -45,9 +45,7 @@ class Config(GPTConfig):
     eval_tokens: int = 1_000_000  # validation tokens per evaluation; the final one uses all
     log_interval: int = 10  # steps between lines of the log
     patience: int | None = None  # stop after this many evaluations without improvement; none: never
-    save_interval: int | str = (
-        "10min"  # extra saves, every N steps (500) or minutes (10min); 0: none
-    )
+    save_interval: int | str = "10min"  # extra saves, every N steps or minutes (10min); 0: none
     sample_interval: int = 500  # steps between samples; 0: only at the end
     out_dir: str = "out"  # folder for checkpoints, metrics and curves
     run_name: str = "run"  # prefix of the run's files: <out_dir>/<run_name>_best.pt, ...
@@ -103,7 +101,7 @@ class Config(GPTConfig):
             )
         if re.search(r"[/\\]", self.dataset):
             found.append(f"dataset must be the name of a folder in data/, not {self.dataset!r}")
-        if not re.fullmatch(r"[^/\\\0]+", self.run_name):
+        if not re.fullmatch(r"[^/\\\0\ud800-\udfff]+", self.run_name):
             found.append(f"run_name must be a plain name without slashes, not {self.run_name!r}")
         try:
             self.path("")
@@ -192,7 +190,7 @@ def convert(setting: Setting, value: object) -> object:
     kinds, text = setting.types, value.lower() if isinstance(value, str) else None
     if type(None) in kinds and (value is None or text == "none"):
         return None
-    if value in setting.choices:
+    if isinstance(value, str | bool) and value in setting.choices:
         return value
     if str(value).lower() in setting.choices:  # None for "none", "RMSNorm" for "rmsnorm"
         return str(value).lower()

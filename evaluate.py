@@ -114,7 +114,7 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="evaluate.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="evaluate.py", description=__doc__)
     parser.add_argument(
         "--ckpt", default="out/capstone_best.pt", help="checkpoint, or gpt2 (default: %(default)s)"
     )

@@ -404,7 +404,7 @@ def build(saved: Checkpoint) -> tuple[GPT, Tokenizer, str]:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="export.py", description=__doc__)
     add = parser.add_argument
     add("--ckpt", default="out/capstone_best.pt", help="checkpoint (default: %(default)s)")
     add(

@@ -4,6 +4,7 @@ python plot.py out/*_metrics.jsonl [--x tokens] [--out curves.png]
 """
 
 import gc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,9 @@ def draw(runs: dict[str, list[dict]], out: str | Path, x: str = "step") -> None:
     figure, out = curves(runs, x), Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        figure.savefig(out, dpi=110, format=out.suffix[1:] or "png")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # in the name of a run
+            figure.savefig(out, dpi=110, format=out.suffix[1:] or "png")
     except ValueError as error:  # not a format for figures
         raise UserError(f"can't draw into {out}: {one_line(error)}", status=2) from None
     del figure
@@ -145,7 +148,7 @@ def draw(runs: dict[str, list[dict]], out: str | Path, x: str = "step") -> None:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="plot.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="plot.py", description=__doc__)
     parser.add_argument("metrics", nargs="+", help="metrics files, such as out/*_metrics.jsonl")
     parser.add_argument("--x", choices=AXES, default="step", help="x axis (default: %(default)s)")
     parser.add_argument("--out", default="out/curves.png", help="figure (default: %(default)s)")

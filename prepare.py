@@ -458,7 +458,7 @@ def quoted(token: bytes) -> str:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="prepare.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="prepare.py", description=__doc__)
     add = parser.add_argument
     add(
         "dataset", nargs="?", help="<corpus>_<tokenizer>, such as shakespeare_char or notes_bpe4096"

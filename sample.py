@@ -134,7 +134,7 @@ def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="sample.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="sample.py", description=__doc__)
     add = parser.add_argument
     add("--ckpt", default="out/capstone_best.pt", help="checkpoint, or gpt2 (default: %(default)s)")
     parser.add_text("--prompt", default="", help="text to continue")

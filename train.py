@@ -58,9 +58,10 @@ class Batches:
     def __init__(self, tokens: np.ndarray, config: Config):
         T = config.block_size
         if len(tokens) <= T:
+            smaller = "" if config.init_from else "set a smaller block_size, or "
             raise UserError(
                 f"{config.dataset} has {len(tokens):,} training tokens, but block_size={T} needs"
-                f" at least {T + 1:,}: set a smaller block_size, or prepare more text"
+                f" at least {T + 1:,}: {smaller}prepare more text"
             )
         self.tokens, self.config = tokens, config
         # leaves out at least T tokens (if there are 2 T), so that the cuts can shift by up to T
@@ -273,14 +274,16 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
 
 
 def loop(run: Run, metrics: Metrics) -> bool:
-    """Trains from run.step on. Returns True if the run finished, False if a signal stopped it."""
+    """Trains from run.step on. Returns whether the run finished: a signal may stop it."""
     config, timer = run.config, SaveTimer(run.config.save_interval)
     with Progress(config, run.step, metrics) as progress, StopSignals() as signals:
         for step in range(run.step, config.max_steps + 1):
             run.step = step
             last = step == config.max_steps
             evaluate = last or step % config.eval_interval == 0
-            stop, save = distributed.any_process(signals.received, timer.due(step))
+            stop, save = distributed.any_process(
+                signals.received or progress.unread, timer.due(step)
+            )
 
             # evaluate and save; flush first: it raises Diverged, so bad weights are never saved
             if evaluate or stop or save:

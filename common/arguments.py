@@ -247,11 +247,23 @@ def find_file(path: str) -> str:
     raise UserError(f"there is no config file {path}; {hint}", status=2)
 
 
+def local_settings(scope: ast.stmt) -> list[tuple[str, int]]:
+    """The settings that are assigned in a function, a class or an `if __name__ == "__main__"` block
+    and not used there, with their lines.
+    """
+    names = [node for node in ast.walk(scope) if isinstance(node, ast.Name)]
+    used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    for node in ast.walk(scope):
+        used |= set(node.names) if isinstance(node, ast.Global) else set()
+    return [(n.id, n.lineno) for n in names if n.id in SETTINGS and n.id not in used]
+
+
 def without_effect(source: bytes) -> list[str]:
     """The lines of a config file that set nothing, and the settings that it sets more than once."""
     problems = []
     lines = defaultdict(list)  # line numbers of the assignments to each setting
-    for node in ast.parse(source).body:
+    tree = ast.parse(source)
+    for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign) and node.value:
             targets = [node.target]
@@ -262,6 +274,13 @@ def without_effect(source: bytes) -> list[str]:
         annotates = isinstance(node, ast.AnnAssign) and not node.value
         if compares or annotates:
             problems.append(f"line {node.lineno} sets nothing; write name = value")
+    for node in ast.walk(tree):
+        guard = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+        if guard or isinstance(node, ast.FunctionDef | ast.ClassDef):
+            problems += [
+                f"line {line} sets nothing: {name} is inside {ast.unparse(node).splitlines()[0]}"
+                for name, line in local_settings(node)
+            ]
     problems += [
         f"{name} is set more than once, in lines {' and '.join(numbers)}"
         for name, numbers in lines.items()

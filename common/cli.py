@@ -34,10 +34,14 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser without abbreviations, whose errors are one line."""
+    """An ArgumentParser without abbreviations, whose errors are one line.
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+    description: its first line is shown (it is None under `python -OO`).
+    """
+
+    def __init__(self, description: str | None = None, **options):
+        first_line = (description or "").partition("\n")[0]
+        super().__init__(description=first_line, allow_abbrev=False, **options)
         self.text_options = set()
 
     def error(self, message: str):
@@ -68,7 +72,8 @@ class Parser(argparse.ArgumentParser):
                 marked.append(option)  # without a value, which argparse refuses
         known, others = super().parse_known_args(marked, namespace)
         for name, value in vars(known).items():  # "$FILE" is empty if the shell has no FILE
-            if value in ("", [""]) and f"--{name}" not in self.text_options:
+            empty = value == "" or isinstance(value, list) and "" in value
+            if empty and f"--{name}" not in self.text_options:
                 self.error(f"{name} must not be empty")
         return known, others
 
@@ -92,7 +97,7 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
         except UserError as error:
             return fail(error, error.status)
         except BrokenPipeError:  # `python sample.py | head`: the reader has closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
             return 1
         except OSError as error:  # a full disk, an unwritable folder, a file that vanished
             where = f": {error.filename}" if error.filename else ""
@@ -110,6 +115,11 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
             return 130
 
     return run
+
+
+def discard_output() -> None:
+    """Sends what is printed from now on nowhere: nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def unescape(text: str) -> str:

@@ -5,6 +5,7 @@ Where a table has several names for one of our modules, our weight is theirs, co
 
 import importlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -122,7 +123,7 @@ def renamed(model: GPT, modules: dict[str, list[str]]) -> dict[str, torch.Tensor
 
 def load_model(path: str) -> SavedModel:
     """A checkpoint, or GPT-2: one of PUBLISHED, or a folder with its weights. Raises UserError."""
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))  # unlike Path's, it accepts an unknown user
     if place.is_dir():
         checkpoints = sorted(map(str, place.glob("*.pt")))
         if checkpoints and not (place / "config.json").exists():
@@ -159,6 +160,8 @@ def load_gpt2(folder: Path) -> SavedModel:
         [theirs] = their_names("token_embedding.weight" if tied else name, GPT2_MODULES)
         if theirs not in saved:
             raise UserError(f"{path} lacks {theirs}")
+        if not saved[theirs].is_floating_point():
+            raise UserError(f"{path}: {theirs} is quantized ({saved[theirs].dtype}), not a float")
         read.add(theirs)
         weights[name] = transposed(name, saved[theirs].float(), GPT2_MODULES)
         if weights[name].shape != parameter.shape:

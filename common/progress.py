@@ -4,11 +4,12 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
 from common import distributed
-from common.cli import command_for, quote
+from common.cli import command_for, discard_output, quote
 from common.dataset import Dataset
 from common.metrics import Metrics
 from config import Config
@@ -62,6 +63,7 @@ class Progress:
         self.latest = None  # step and training time of the latest one
         self.fastest = math.inf  # seconds per step between two log lines
         self.slow = False  # whether the user has been told
+        self.unread = False  # whether the reader of standard output, such as tee, has ended
         self.bar = tqdm(
             total=config.max_steps,
             initial=start,
@@ -77,8 +79,14 @@ class Progress:
         self.bar.close()
 
     def print(self, text: str) -> None:
-        self.bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            self.bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            discard_output()
+            self.unread = True
+            with suppress(OSError):
+                print("standard output was closed: stopping after this step", file=sys.stderr)
 
     def log(self, step: int, row: dict) -> None:
         """A line about a training step, from its row of metrics; "norm" is the gradient's.

@@ -72,14 +72,14 @@ def make_room(config: Config) -> None:
             " --run_name, or delete it",
             status=2,
         )
-    if not config.path("best.pt").exists() and not state.get("step"):
-        return  # nothing worth keeping
+    if state.get("step") == 0 or not (state or config.path("best.pt").exists()):
+        return  # nothing worth keeping, and no reason to replace what an earlier run has kept
     kept = {
         path: path.with_name(f"{path.stem}.prev{path.suffix}")
         for path in map(config.path, FILES)
         if path.exists()
     }
-    start = Path(config.init_from or "").expanduser().resolve()
+    start = Path(os.path.expanduser(config.init_from or "")).resolve()
     if start in map(Path.resolve, kept.values()):
         raise UserError(
             f"this run would replace {config.init_from}, which it starts from: choose another"

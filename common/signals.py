@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM, so that a run can finish its step and save."""
 
+import os
 import signal
-import sys
 import threading
+from contextlib import suppress
 
 from common import distributed
 
@@ -23,8 +24,9 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = True
         if distributed.is_first():
-            message = "\nstopping after this step (press Ctrl-C again to stop immediately)"
-            print(message, file=sys.stderr)
+            message = b"\nstopping after this step (press Ctrl-C again to stop immediately)\n"
+            with suppress(OSError):  # Ctrl-C has also ended the reader of `2>&1 | tee log`
+                os.write(2, message)  # print() may be what the signal has interrupted
 
     def __exit__(self, kind, *_):
         for number, handler in self.handlers.items():

@@ -528,7 +528,7 @@ def tables(study: Study, rows: list[dict]) -> str:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="-m experiments.ablate", description=__doc__.splitlines()[0])
+    parser = Parser(prog="-m experiments.ablate", description=__doc__)
     parser.add_argument("study", choices=STUDIES)
     add_options(parser)
     parser.add_argument(

@@ -637,7 +637,7 @@ def write_table(folder: Path) -> None:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="-m experiments.bench", description=__doc__.splitlines()[0])
+    parser = Parser(prog="-m experiments.bench", description=__doc__)
     choices = ["training", "busy", "commands", "generation", "llama_cpp", "preparation", "cost"]
     parser.add_argument("what", choices=[*choices, "table"])
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to compare with")

@@ -341,7 +341,7 @@ def metrics_path(path: str, saved: Checkpoint) -> Path:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="-m experiments.questions", description=__doc__.splitlines()[0])
+    parser = Parser(prog="-m experiments.questions", description=__doc__)
     parser.add_argument(
         "checkpoints",
         nargs="*",

@@ -319,7 +319,7 @@ def fill(text: str, values: dict[str, str]) -> str:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="-m experiments.report", description=__doc__.splitlines()[0])
+    parser = Parser(prog="-m experiments.report", description=__doc__)
     add_results(parser)
     parser.add_argument(
         "--report", type=Path, help="Markdown file (default: REPORT.md in the folder of results)"

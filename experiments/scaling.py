@@ -441,7 +441,7 @@ def tables(rows: list[dict], laws: Laws) -> str:
 
 @command
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="-m experiments.scaling", description=__doc__.splitlines()[0])
+    parser = Parser(prog="-m experiments.scaling", description=__doc__)
     add_options(parser)
     args = parser.parse_args(argv)
     folder = args.results / "scaling"
