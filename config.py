@@ -51,9 +51,7 @@ class Config(GPTConfig):
     run_name: str = "run"  # prefix of the run's files: <out_dir>/<run_name>_best.pt, ...
     resume: bool = False  # continue the run of this name from its _last.pt, with its settings
     init_from: str | None = None  # checkpoint (or gpt2) whose weights a new run starts from
-    wandb_mode: Literal["auto", "disabled", "offline", "online"] = (
-        "auto"  # auto: as WANDB_MODE says
-    )
+    wandb_mode: Literal["auto", "disabled", "offline", "online"] = "auto"  # auto: see WANDB_MODE
     wandb_project: str = "llm-to-vla-capstone"  # project in Weights & Biases
     wandb_log_model: bool = False  # upload the best checkpoint as an artifact when the run ends
     # machine

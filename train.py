@@ -266,7 +266,8 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     path, overflows = config.path("metrics.jsonl"), run.scaler.is_enabled()
     with Metrics(path, config, run.id, run.step, overflows) as metrics:
         finished = loop(run, metrics)
-        loss = conclude(run, metrics) if finished else run.best_val_loss
+        with metrics.clock.paused():
+            loss = conclude(run, metrics) if finished else run.best_val_loss
     if not finished:
         print_resume_command(config, run.step)
     curves = summarize(read_metrics(path)) if distributed.is_first() else {}

@@ -19,7 +19,8 @@ from common.arguments import read_file
 from common.cli import Parser, command
 from common.dataset import load_dataset
 from common.device import pick_device
-from config import Config, make_config
+from common.errors import UserError
+from config import SETTINGS, Config, make_config
 from experiments.runs import (
     SHORT_RUN,
     STUDENT_T,
@@ -80,7 +81,7 @@ class Study:
     config: str | None = None  # the file with the base's settings for a CPU; none: CPU or GPU
     steps: int | None = None  # of the base, instead of those in the file
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates; empty: each arm's own
-    search: bool = True  # search from these rates; False: train at every one with all seeds
+    search: bool = True  # search from the rates; False: train at every one with all seeds
     equal_compute: bool = False  # arms with larger models get fewer steps
     timed: bool = False  # compare training times as well
     evaluations: int = 4  # during a run
@@ -187,7 +188,6 @@ STUDIES = {
         config="configs/shakespeare_small.py",
         steps=800,
         rates=(),
-        search=False,
         equal_compute=True,
     ),
     "optimizer": Study(
@@ -235,7 +235,6 @@ STUDIES = {
         config="configs/shakespeare_char.py",
         steps=500,  # one epoch
         rates=(),
-        search=False,
     ),
     "long": Study(
         "Which effects last when the text is read many times?",
@@ -256,7 +255,6 @@ STUDIES = {
         seeds=3,
         config="configs/shakespeare_small.py",
         rates=(),
-        search=False,
         evaluations=6,  # one per epoch
         compare="best",
     ),
@@ -277,13 +275,16 @@ def base_config(study: Study, device: torch.device) -> Config:
 
 
 def arm_config(study: Study, base: Config, arm: str) -> Config:
-    """The base with an arm's settings. If they change the number of steps, warmup scales too."""
+    """The base with an arm's settings. If they change the number of steps, warmup scales too.
+
+    Raises UserError.
+    """
     settings = {
         name: round(value.factor * getattr(base, name)) if isinstance(value, Times) else value
         for name, value in study.arms[arm].items()
     }
     length = settings.pop("max_steps", base.max_steps) / base.max_steps
-    config = replace(base, **settings)
+    config = make_config({name: getattr(base, name) for name in SETTINGS} | settings)
     if study.equal_compute and arm != study.first:
         flops = flops_per_step(arm_config(study, base, study.first))
         length *= flops / flops_per_step(config)
@@ -291,6 +292,19 @@ def arm_config(study: Study, base: Config, arm: str) -> Config:
     warmup = round(length * config.warmup_steps)
     every = math.ceil(steps / study.evaluations)
     return replace(config, max_steps=steps, warmup_steps=warmup, eval_interval=every)
+
+
+def check(study: Study, seeds: int) -> None:
+    """Raises UserError if the study, as it is defined, would not compare what it says."""
+    if not 2 <= seeds <= 1 + len(STUDENT_T):
+        raise UserError(f"a study needs 2 to {1 + len(STUDENT_T)} seeds, not {seeds}", status=2)
+    if study.search and len(study.rates) == 1:
+        raise UserError("a search needs at least two learning rates to start from", status=2)
+    fixed = {"seed", "eval_interval", *(["learning_rate"] if study.rates else [])}
+    for arm, settings in study.arms.items():
+        if clash := fixed & settings.keys():
+            names = ", ".join(clash)
+            raise UserError(f"arm {arm!r} can't set {names}: the study does", status=2)
 
 
 def flops_per_step(config: Config) -> float:
@@ -310,7 +324,7 @@ def run_study(study: Study, base: Config, seeds: int, trainer: Trainer) -> list[
             configs[arm, rate, seed] = in_run_folder(config, "out/ablate")
         return trainer(configs, later)
 
-    if study.search:
+    if study.rates and study.search:
         points = [(arm, rate, SEARCH_SEED) for rate in study.rates for arm in arms]
         best = {}
         while len(best) < len(arms):
@@ -372,8 +386,10 @@ def losses_at(study: Study, rows: list[dict], arm: str, rate: float) -> list[flo
 
 
 def best_runs(study: Study, rows: list[dict], arm: str) -> list[dict]:
-    """An arm's runs at its best learning rate, except the one of the search."""
+    """An arm's runs at its best learning rate, except the one of the search. Raises UserError."""
     runs = [row for row in rows if row["arm"] == arm and row["seed"] != SEARCH_SEED]
+    if not runs:
+        raise UserError(f"the results have no runs of the arm {arm!r}: run the study again")
     best = min(rates_of(runs), key=lambda rate: sum(losses_at(study, runs, arm, rate)))
     return [row for row in runs if row["learning_rate"] == best]
 
@@ -391,6 +407,14 @@ def difference(study: Study, rows: list[dict], arm: str) -> tuple[float, float] 
     return interval(pairs)
 
 
+def why_not_compared(study: Study, rows: list[dict], arm: str) -> str:
+    """Why there is no difference between an arm and the first one."""
+    for name in (arm, study.first):
+        if any(row["diverged"] is not None for row in best_runs(study, rows, name)):
+            return f"a run of {name} diverged"
+    return "fewer than two pairs of runs"
+
+
 def counts(mean: float, half: float) -> bool:
     """Whether a difference with half the width of its interval counts as an effect."""
     return abs(mean) > half and abs(mean) >= THRESHOLD
@@ -403,20 +427,21 @@ def arms_of(study: Study, rows: list[dict]) -> list[str]:
 
 def comparison_table(study: Study, rows: list[dict]) -> str:
     """Each arm at its best learning rate, compared with the first arm."""
-    lines = []
+    lines, unit = [], "bits per byte" if study.unit == "bits_per_byte" else "loss"
     for arm in arms_of(study, rows):
         runs = best_runs(study, rows, arm)
         losses = [loss(study, row) for row in runs if row["diverged"] is None]
         pair = difference(study, rows, arm)
-        spread = ""
-        if len(losses) > 1:
+        spread = ""  # the mean of the runs that did not diverge would flatter the arm
+        if len(losses) == len(runs) > 1:
             spread = f"{statistics.mean(losses):.3f} ± {statistics.stdev(losses):.3f}"
         line = {
             "arm": arm,
             "learning rate": f"{runs[0]['learning_rate']:g}",
+            "steps": f"{runs[0]['steps']:,}",
             "n": f"{len(runs)}",
             "diverged": f"{len(runs) - len(losses)}",
-            "bits per byte" if study.unit == "bits_per_byte" else "loss": spread,
+            f"{unit} (mean ± sd)": spread,
             "difference": plus_minus(*pair) if pair else "",
         }
         if study.timed:
@@ -465,6 +490,7 @@ def vocabulary_table(study: Study, rows: list[dict]) -> str:
         runs = best_runs(study, rows, arm)
         tokens, size = runs[0]["tokens"], runs[0]["bytes_per_token"]
         pair = difference(study, rows, arm)
+        losses = [row["bits_per_byte"] for row in runs]
         line = {
             "tokenizer": arm,
             "parameters": f"{runs[0]['parameters']:,}",
@@ -472,7 +498,7 @@ def vocabulary_table(study: Study, rows: list[dict]) -> str:
             "context [bytes]": f"{runs[0]['block_size'] * size:.0f}",
             "bytes read": f"{tokens * size / 1e6:.1f}M",
             "tokens/s": f"{tokens / median_seconds(runs):,.0f}",
-            "bits per byte": f"{statistics.mean(row['bits_per_byte'] for row in runs):.3f}",
+            "bits per byte": "" if None in losses else f"{statistics.mean(losses):.3f}",
             "difference": plus_minus(*pair) if pair else "",
         }
         lines.append(line)
@@ -549,6 +575,7 @@ def main(argv: list[str]) -> None:
 
     # run the study
     seeds = args.seeds or study.seeds
+    check(study, seeds)
     half = STUDENT_T[seeds - 2] * PAIR_DEVIATION / math.sqrt(seeds)
     print(study.question)
     print(

@@ -51,7 +51,7 @@ from common.threads import VARIABLES
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import Config
 from data import Corpus, python
-from experiments.runs import add_results, machine, markdown
+from experiments.runs import add_results, machine, markdown, read_json
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 from train import Run
 
@@ -599,7 +599,7 @@ def results_table(folder: Path) -> str:
     others = {"nanogpt": "nanoGPT", "llama_cpp": "llama.cpp"}
     for what in kinds:
         path = folder / f"{what}.json"
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+        rows = read_json(path)["rows"] if path.exists() else []
         for row in rows:
             line = {
                 "what": row["what"],
@@ -627,7 +627,7 @@ def write_table(folder: Path) -> None:
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if costs.exists():
-        rows = json.loads(costs.read_text(encoding="utf-8"))["rows"]
+        rows = read_json(costs)["rows"]
         cost_figure(rows).savefig(folder / "cost.png", dpi=110)
 
 

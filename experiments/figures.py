@@ -84,9 +84,10 @@ def forest(studies: dict[str, tuple[Study, list[dict]]]) -> Figure:
         unit = " (bits per byte)" if study.unit == "bits_per_byte" else ""
         group = [(f"{name}{unit}, against {study.first}", None)]
         for arm in ablate.arms_of(study, rows)[1:]:
-            group.append((arm, ablate.difference(study, rows, arm)))
+            pair = ablate.difference(study, rows, arm)
+            group.append((arm, pair or ablate.why_not_compared(study, rows, arm)))
         groups.append(group)
-    pairs = [pair for group in groups for _, pair in group if pair]
+    pairs = [pair for group in groups for _, pair in group if isinstance(pair, tuple)]
     seen = sum(ablate.counts(*pair) for pair in pairs)
 
     # one column, or two of about equal length
@@ -115,12 +116,15 @@ def forest(studies: dict[str, tuple[Study, list[dict]]]) -> Figure:
 
 
 def draw_differences(axis, groups: list[list[tuple]]) -> None:
-    """A line for each arm, from the top; headings are bold, differences that count are colored."""
+    """A line for each arm, from the top; headings are bold, differences that count are colored.
+
+    groups: headings (name, None), and arms (name, difference or why there is none).
+    """
     names, y = {}, 0
     for group in groups:
         for name, pair in group:
             names[y] = name
-            if pair:
+            if isinstance(pair, tuple):
                 mean, half = pair
                 color = GRAY
                 if ablate.counts(mean, half):
@@ -130,8 +134,8 @@ def draw_differences(axis, groups: list[list[tuple]]) -> None:
                     text = f" {mean:+.2f} ".replace("-", "−")
                     axis.text(end, y, text, color=color, ha=align, va="center", fontsize=8)
                 axis.errorbar(mean, y, xerr=half, fmt="o", color=color, markersize=4)
-            elif name != group[0][0]:
-                axis.text(0, y, " a run diverged", color=ORANGE, va="center", fontsize=8)
+            elif pair:
+                axis.text(0, y, f" {pair}", color=ORANGE, va="center", fontsize=8)
             y += 1
         y += 1
     axis.axvline(0, color="black", linewidth=0.8)
@@ -252,8 +256,8 @@ def short_text(rows: list[dict]) -> Figure:
         point, place = (row["parameters"], row["best"]), {"textcoords": "offset points"}
         axis.annotate(f"{row['best']:.3f}", point, (0, 8), ha="center", **place)
         epochs = row["val_steps"][np.argmin(row["val_losses"])] / row["steps"] * row["epochs"]
-        if epochs < row["epochs"] - 0.1:
-            text = f"overfits after {epochs:.0f} epochs"
+        if row["diverged"] is None and epochs < row["epochs"] - 0.1:
+            text = f"best after {epochs:.0f} epochs"
             axis.annotate(text, point, (12, -16), ha="right", color=ORANGE, **place)
     axis.margins(0.1, 0.2)
     log_axis(axis, "parameters without embedding", sizes, [short(size) for size in sizes])
@@ -292,9 +296,10 @@ def attention(heads: np.ndarray) -> Figure:
     panels[0].set_yticks(range(count), [f"head {head + 1}" for head in range(count)])
     figure.supxlabel("tokens back (0: the token itself)")
     figure.colorbar(image, ax=panels, label="fraction of the attention", extend="max")
+    reach = min(NEAR, heads.shape[-1])
     return title(
         figure,
-        f"{share.mean():.0%} of the attention goes to the last {NEAR} tokens; the widest head"
+        f"{share.mean():.0%} of the attention goes to the last {reach} tokens; the widest head"
         f" (framed) gives them {share.min():.0%}",
     )
 
@@ -318,8 +323,8 @@ def gradients(seeds: list[dict]) -> Figure:
     panels[1].legend(title="step", loc="center left", bbox_to_anchor=(1, 0.5))
     return title(
         figure,
-        f"At a learning rate of {questions.TOO_HIGH:g} the first block's gradient falls to"
-        f" {' and '.join(first.values())}",
+        f"At a learning rate of {questions.TOO_HIGH:g} the first block's gradient after"
+        f" {steps[-1]} steps is {' and '.join(first.values())}",
     )
 
 

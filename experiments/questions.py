@@ -28,6 +28,7 @@ from common.cli import Parser, command
 from common.dataset import load_dataset, windows
 from common.device import pick_dtype
 from common.errors import UserError
+from common.files import write_bytes
 from common.metrics import read_metrics
 from config import Config
 from evaluate import mean_loss
@@ -352,21 +353,12 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     base = with_steps(BASE, args.steps or BASE.max_steps)
 
-    # keep what describes the runs
+    # the runs
     saved = {path: checkpoint.load(path) for path in args.checkpoints}
     names = [state.config["run_name"] for state in saved.values()]
     if len(set(names)) < len(names):
         raise UserError(f"several of the runs have the same name: {', '.join(names)}", 2)
     runs = [describe(path, state) for path, state in saved.items()]
-    folder = args.results / "trained"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, state in saved.items():
-        copy = folder / f"{state.config['run_name']}_metrics.jsonl"
-        copy.write_bytes(metrics_path(path, state).read_bytes())
-    path = folder / "runs.json"
-    earlier = read_json(path) if path.exists() else []
-    runs += [run for run in earlier if run["config"]["run_name"] not in names]
-    path.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
     # measure
     prepare_missing(base.dataset)
@@ -386,9 +378,19 @@ def main(argv: list[str]) -> None:
             for seed in range(1, seeds + 1):
                 measured[measure.__name__].append(measure(replace(base, seed=seed)))
                 bar.update()
+
+    # keep it; only now, so that all results are of the same runs
+    folder = args.results / "trained"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, state in saved.items():
+        copy = folder / f"{state.config['run_name']}_metrics.jsonl"
+        copy.write_bytes(metrics_path(path, state).read_bytes())
+    path = folder / "runs.json"
+    earlier = read_json(path) if path.exists() else []
+    runs += [run for run in earlier if run["config"]["run_name"] not in names]
+    write_bytes(path, (json.dumps(runs, indent=1) + "\n").encode())
     path = args.results / "questions" / "measured.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(measured) + "\n", encoding="utf-8")
+    write_bytes(path, (json.dumps(measured) + "\n").encode())
     print(f"python -m experiments.report --results {args.results} writes a report")
 
 

@@ -29,7 +29,7 @@ from experiments import ablate, figures, questions, scaling
 from experiments.runs import add_results, interval, markdown, plus_minus, read_json, read_rows
 from model import flops_per_token
 
-MARK = re.compile(r"<!--(\w+: [^>\n]+)-->(.*?)<!---->", re.DOTALL)
+MARK = re.compile(r"<!--([\w-]+: [^>\n]+)-->(.*?)<!---->", re.DOTALL)
 OUTLINE = Path(__file__).with_name("outline.md")
 Values = dict[str, str | Figure]  # texts by name; figures by the name of their file
 
@@ -43,11 +43,12 @@ def trained_values(folder: Path) -> Values:
     for run in runs:
         config, corpus = Config(**run["config"]), run["train"]["tokens"]
         tokens = run["step"] * config.tokens_per_step
+        epochs = tokens / corpus
         line = {
             "run": config.run_name,
             "text": f"{config.dataset}, {corpus:,} tokens",
             "parameters": f"{run['parameters']:,}",
-            "trained on": f"{tokens:,} tokens, {tokens / corpus:.2g} epochs",
+            "trained on": f"{tokens:,} tokens, {epochs:{'.0f' if epochs >= 10 else '.2g'}} epochs",
             "training": duration(run["seconds"]),
             "loss": f"{run['loss']:.4f}",
             "bits per byte": f"{run['bits_per_byte']:.4f}",
@@ -66,6 +67,8 @@ def trained_values(folder: Path) -> Values:
     # the first run in detail
     run, config = runs[0], Config(**runs[0]["config"])
     rows = read_metrics(folder / f"{config.run_name}_metrics.jsonl")
+    if "sample" in rows[-1]:
+        rows[-1]["step"] = run["step"]  # a finished run ends with a sample of its best model
     samples = [
         f"After {row['step']:,} steps:\n\n{code_block(row['sample'].strip())}"
         for row in rows
@@ -192,8 +195,9 @@ def study_values(name: str, folder: Path) -> Values:
     study, rows = ablate.STUDIES[name], read_rows(folder / "runs.jsonl")
     values = {
         "tables": ablate.tables(study, rows),
-        "early and late": ablate.early_and_late_table(study, rows),
     }
+    if not study.rates:
+        values["early and late"] = ablate.early_and_late_table(study, rows)
     if study.unit == "bits_per_byte":
         values["vocabularies"] = ablate.vocabulary_table(study, rows)
     for arm in ablate.arms_of(study, rows):
@@ -202,7 +206,7 @@ def study_values(name: str, folder: Path) -> Values:
         for rate in ablate.rates_of(rows, arm):
             mean = statistics.mean(ablate.losses_at(study, rows, arm, rate))
             values[f"{arm} at {rate:g}"] = f"{mean:.3f}"
-    if study.rates and not study.search:
+    if study.rates and not study.search and any(row["diverged"] is None for row in rows):
         values["learning_rates.png"] = figures.learning_rates(study, rows)
     return values
 
@@ -253,7 +257,7 @@ def all_values(results: Path) -> Values:
             message = f"there is no {error.filename}: run python -m experiments.{program}"
             raise UserError(message) from None
         except KeyError as error:
-            message = f"{results / part} is from an older version and has no {error}"
+            message = f"{results / part} is incomplete, or from an older version: no {error}"
             raise UserError(f"{message}: run python -m experiments.{program}") from None
         values |= {f"{part}: {name}": value for name, value in of_part.items()}
     if ablate.STUDIES.keys() & found:
@@ -297,7 +301,9 @@ def fill(text: str, values: dict[str, str]) -> str:
     marks = re.findall(rf"<!--(?:(?:{'|'.join([*PARTS, 'studies'])}): [^>\n]+)?-->", text)
     for mark, end in zip_longest(marks[::2], marks[1::2]):
         if mark == "<!---->" or end != "<!---->":
-            where = "no mark before it" if mark == "<!---->" else "no <!----> after it"
+            where = "no <!----> after it"
+            if mark == "<!---->":
+                where = f"no mark with a known part before it ({', '.join([*PARTS, 'studies'])})"
             raise UserError(f"the report can't be updated: {mark} has {where}")
 
     def replacement(match: re.Match) -> str:

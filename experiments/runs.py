@@ -168,7 +168,7 @@ class Trainer:
     """
 
     def __init__(self, parallel: int):
-        self.parallel, self.bar = parallel, None
+        self.parallel, self.bar, self.first_call = parallel, None, True
 
     def __enter__(self):
         return self
@@ -184,6 +184,13 @@ class Trainer:
         paths = {key: Path(config.out_dir, "result.json") for key, config in configs.items()}
         by_path = {paths[key]: config for key, config in configs.items()}  # equal ones once
         missing = [config for path, config in by_path.items() if not path.exists()]
+        kept = len(by_path) - len(missing)
+        if kept and self.first_call:
+            print(
+                f"{kept} of {len(by_path)} runs are kept from before, with equal settings and data;"
+                f" after a change of the code, delete {next(iter(by_path)).parent.parent} first"
+            )
+        self.first_call = False
         if missing:
             total = len(missing) + later
             if self.bar is None:
@@ -196,7 +203,7 @@ class Trainer:
                 for config in missing:
                     run_one(config)
                     self.bar.update()
-        return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items()}
+        return {key: read_json(path) for key, path in paths.items()}
 
     def train_in_processes(self, configs: list[Config]) -> None:
         """Trains in several processes that divide the CPU's cores among them."""
@@ -295,16 +302,22 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def read_rows(path: Path) -> list[dict]:
     """Reads one JSON object per line. Raises UserError."""
-    return [parse(line, path) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if not lines:
+        raise UserError(f"{path} is empty: delete it, or run again what writes it")
+    return [parse(line, f"line {i} of {path}") for i, line in enumerate(lines, 1)]
 
 
 def read_json(path: Path):
     """The JSON value in a file. Raises UserError."""
-    return parse(path.read_text(encoding="utf-8"), path)
+    return parse(path.read_text(encoding="utf-8"), f"{path}")
 
 
-def parse(text: str, path: Path):
+def parse(text: str, place: str):
+    """The JSON value in a text, which is at `place`. Raises UserError."""
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise UserError(
+            f"{place} is damaged ({error}): delete the file and write it anew"
+        ) from None

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 
 from common.cli import Parser, command
 from common.dataset import load_dataset
+from common.files import write_bytes
 from config import Config
 from experiments.ablate import next_rate
 from experiments.runs import (
@@ -197,7 +198,7 @@ def size_config(dataset: str, size: tuple[int, int], tokens: int, rate: float, s
         n_heads=width // HEAD_DIM,
         max_steps=steps,
         warmup_steps=steps // 10,
-        eval_interval=max(1, steps // evaluations),
+        eval_interval=math.ceil(steps / evaluations),
         patience=patience,
         learning_rate=rate,
         seed=seed,
@@ -337,7 +338,7 @@ def write_laws(path: Path, laws: Laws) -> None:
     lists = {
         name: [astuple(each) for each in (law, *others)] for name, (law, others) in laws.items()
     }
-    path.write_text(json.dumps(lists) + "\n", encoding="utf-8")
+    write_bytes(path, (json.dumps(lists) + "\n").encode())
 
 
 def read_laws(path: Path) -> Laws:
@@ -449,8 +450,8 @@ def main(argv: list[str]) -> None:
         prepare_missing(dataset)
     with Trainer(args.parallel or os.cpu_count()) as trainer:
         rows = run_analysis(args.seeds or SEEDS, trainer, (args.steps or RATE_STEPS) / RATE_STEPS)
-    write_rows(folder / "runs.jsonl", rows)
     laws = fit_laws(rows)
+    write_rows(folder / "runs.jsonl", rows)
     write_laws(folder / "laws.json", laws)
     print(tables(rows, laws))
     print(f"\npython -m experiments.report --results {args.results} writes a report")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import ROOT
 
+from common.errors import UserError
 from experiments import ablate, runs
 from experiments.ablate import STUDIES, Study
 from experiments.runs import Trainer
@@ -165,10 +166,10 @@ def synthetic_rows(study: Study, higher: str) -> list[dict]:
 def test_differences_are_paired_by_seed():
     study = STUDIES["mlp"]
     rows = synthetic_rows(study, "gelu")
-    line = "| gelu | 0.001 | 2 | 0 | 1.650 ± 0.778 | +0.150 ± 0.635 |"
+    line = "| gelu | 0.001 | 600 | 2 | 0 | 1.650 ± 0.778 | +0.150 ± 0.635 |"
     assert line in ablate.tables(study, rows).splitlines()
     timed = ablate.comparison_table(replace(study, timed=True), rows)
-    assert "| swiglu | 0.001 | 2 | 0 | 1.500 ± 0.707 |  | 30.0 |" in timed
+    assert "| swiglu | 0.001 | 600 | 2 | 0 | 1.500 ± 0.707 |  | 30.0 |" in timed
 
 
 @pytest.mark.parametrize(
@@ -205,8 +206,61 @@ def test_an_arm_that_diverged_has_no_mean():
         if (row["arm"], row["seed"]) == ("gelu", 2):
             row.update(diverged=7, final=None)
     lines = ablate.tables(study, rows).splitlines()
-    assert "| gelu | 0.001 | 2 | 1 |  |  |" in lines
+    assert "| gelu | 0.001 | 600 | 2 | 1 |  |  |" in lines
     assert "| gelu | 0.550, 1 of 3 diverged |  |" in lines
+    assert ablate.why_not_compared(study, rows, "gelu") == "a run of gelu diverged"
+
+
+def test_if_the_first_arm_diverged_the_others_are_not_blamed():
+    study = STUDIES["mlp"]
+    rows = synthetic_rows(study, "gelu")
+    rows[0].update(diverged=7, final=None)
+    assert rows[0]["arm"] == "swiglu"
+    assert ablate.difference(study, rows, "gelu") is None
+    assert ablate.why_not_compared(study, rows, "gelu") == "a run of swiglu diverged"
+    alone = [row for row in synthetic_rows(study, "gelu") if row["seed"] < 2]
+    assert ablate.why_not_compared(study, alone, "gelu") == "fewer than two pairs of runs"
+
+
+def test_a_vocabulary_that_diverged_has_no_mean():
+    study = STUDIES["tokenizer"]
+    rows = synthetic_rows(study, "bpe1024")
+    for row in rows:
+        row |= {"tokens": 100, "bytes_per_token": 2.0, "block_size": 8, "parameters": 9}
+        row |= {"bits_per_byte": 1.5}
+    rows[0].update(diverged=7, bits_per_byte=None)
+    first, second, *_ = ablate.vocabulary_table(study, rows).splitlines()[2:]
+    assert first.endswith("|  |  |")
+    assert second.endswith("| 1.500 |  |")
+
+
+@pytest.mark.parametrize(
+    "settings, seeds, problem",
+    [
+        ({"learning_rate": 1.0}, 3, "arm 'b' can't set learning_rate"),
+        ({"seed": 1}, 3, "arm 'b' can't set seed"),
+        ({}, 1, "2 to 10 seeds, not 1"),
+        ({}, 11, "2 to 10 seeds, not 11"),
+    ],
+)
+def test_a_study_that_would_not_compare_what_it_says_is_refused(settings, seeds, problem):
+    study = ablate.Study("?", {"a": {}, "b": settings})
+    with pytest.raises(UserError, match=problem):
+        ablate.check(study, seeds)
+    ablate.check(ablate.Study("?", {"a": {}, "b": {"learning_rate": 1.0}}, rates=()), 3)
+
+
+@pytest.mark.parametrize("arm", [{"mlp_typ": "gelu"}, {"mlp_type": "geglu"}])
+def test_an_arm_with_an_unknown_setting_is_explained(base, arm):
+    with pytest.raises(UserError, match="mlp_type"):
+        ablate.arm_config(ablate.Study("?", {"a": {}, "b": arm}), base, "b")
+
+
+def test_a_study_whose_first_arm_has_no_runs_is_explained():
+    study = STUDIES["mlp"]
+    rows = [row for row in synthetic_rows(study, "gelu") if row["arm"] != study.first]
+    with pytest.raises(UserError, match="no runs of the arm 'swiglu': run the study again"):
+        ablate.comparison_table(study, rows)
 
 
 def test_arms_without_runs_are_left_out():

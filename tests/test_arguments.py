@@ -115,6 +115,15 @@ def test_imports_functions_and_helper_variables_are_not_settings(config_file, ca
         ("learning_rate: 1e-2", "line 1 sets nothing; write name = value"),
         ("max_steps = 12\nmax_steps == 3", "line 2 sets nothing; write name = value"),
         ("on_cpu = dict(on_cpu=1)", "unknown setting on_cpu: python train.py --help"),
+        (
+            "class Config:\n    n_layers = 3",
+            "line 2 sets nothing: n_layers is inside class Config:",
+        ),
+        ("def f():\n    seed = 3\nf()", "line 2 sets nothing: seed is inside def f():"),
+        (
+            "if __name__ == '__main__':\n    seed = 3",
+            "line 2 sets nothing: seed is inside if __name__ == '__main__':",
+        ),
     ],
 )
 def test_a_line_that_sets_nothing_is_an_error(config_file, line, problem):
@@ -178,6 +187,13 @@ def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run,
 def test_the_config_file_that_was_meant_is_named(wrong):
     with pytest.raises(UserError, match="did you mean configs/shakespeare_char.py"):
         load_config([wrong])
+
+
+def test_a_config_file_like_none_of_the_others_gets_a_list():
+    with pytest.raises(
+        UserError, match="no config file configs/foo.py; there are configs/capstone"
+    ):
+        load_config(["configs/foo.py"])
 
 
 def test_the_configs_are_found_from_any_folder(folder):

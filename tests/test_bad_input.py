@@ -110,6 +110,8 @@ TABLE = [
     (train_new(d_model="1e12"), 1, "out of memory"),
     (train_new(d_model="1e18"), 1, "out of memory"),
     (train_new(out_dir="~no-such-user/x"), 2, "names an unknown user"),
+    (train_new(init_from="~no-such-user/x.pt"), 1, "there is no checkpoint ~no-such-user/x.pt"),
+    (train_new(run_name="a\udc80"), 2, "run_name must be a plain name"),
     # settings: names
     (train_new(bacth_size=8), 2, "did you mean batch_size?"),
     (train_new(vocab_size=70), 2, "vocab_size comes from the dataset"),

@@ -77,3 +77,5 @@ def test_processes_get_different_parts_of_one_batch(tiny, order, monkeypatch):
 def test_a_text_shorter_than_a_window_is_refused(tiny):
     with pytest.raises(UserError, match="32 training tokens, but block_size=32 needs at least 33"):
         Batches(token_range(32), tiny())
+    with pytest.raises(UserError, match="needs at least 33: prepare more text$"):
+        Batches(token_range(32), tiny(init_from="a.pt"))  # the model determines block_size

@@ -26,7 +26,9 @@ def test_any_text_can_be_the_value_of_a_text_option(value, joined):
     assert args.files == ["a.txt"]
 
 
-@pytest.mark.parametrize("arguments", [["--seed="], ["--seed", ""], ["--ckpt", ""], [""]])
+@pytest.mark.parametrize(
+    "arguments", [["--seed="], ["--seed", ""], ["--ckpt", ""], [""], ["", "a"]]
+)
 def test_other_options_must_not_be_empty(arguments):
     with pytest.raises(UserError, match="must not be empty|invalid int value") as error:
         parse(*arguments)
@@ -45,6 +47,13 @@ def test_the_home_folder_can_follow_an_equals_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert parse("--ckpt=~/a.pt").ckpt == "/home/me/a.pt"
     assert parse("--prompt=~/a").prompt == "~/a"
+
+
+@pytest.mark.parametrize("description", ["What it does.\n\nMore.", "What it does.", None])
+def test_the_first_line_of_a_description_is_shown(description):  # none: python -OO
+    assert Parser(prog="test.py", description=description).description == (
+        "What it does." if description else ""
+    )
 
 
 @pytest.mark.parametrize(

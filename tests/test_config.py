@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers import ROOT
 
@@ -47,6 +48,13 @@ def test_values_are_converted_to_the_type_of_their_setting(name, given, value):
     converted = convert(SETTINGS[name], given)
     assert converted == value
     assert type(converted) is type(value)
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), [1], (1,), {}, object()])
+@pytest.mark.parametrize("name", ["optimizer", "n_layers", "learning_rate", "bias", "min_lr"])
+def test_other_values_are_refused_by_the_name_of_the_setting(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        convert(SETTINGS[name], value)
 
 
 def test_the_values_of_every_choice_are_accepted():

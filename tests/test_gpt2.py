@@ -91,6 +91,13 @@ def test_variants_of_gpt2_compute_the_same_logits(folder, changes):
     assert_same_logits(save_gpt2(folder / "gpt2_here", **changes))
 
 
+def test_quantized_weights_are_refused(theirs):
+    path = "gpt2_here/model.safetensors"
+    save_file({name: w.to(torch.int8) for name, w in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="is quantized"):
+        gpt2.load_model("gpt2_here")
+
+
 def test_files_with_the_names_and_masks_of_openais_are_read(theirs):
     path = "gpt2_here/model.safetensors"
     weights = {name.removeprefix("transformer."): w for name, w in load_file(path).items()}

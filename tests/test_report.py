@@ -156,8 +156,9 @@ def two_studies(folder):
 def test_some_studies_are_enough_for_a_report_that_says_what_is_missing(two_studies, capsys):
     assert report.main(["--results=mine"]) == 0
     output, text = capsys.readouterr().out, Path("mine/REPORT.md").read_text()
-    assert "| gelu | 0.008 | 5 | 0 | 1.891 ± 0.011 | +0.030 ± 0.013 |" in text
-    assert "![3 of 7 changes move the loss by 0.02 or more](forest.png)" in text
+    assert "| gelu | 0.008 | 600 | 5 | 0 | 1.891 ± 0.011 | +0.030 ± 0.013 |" in text
+    assert "![3 of 7 changes have an effect that counts" in text
+    assert "its interval without zero](forest.png)" in text
     assert Path("mine/forest.png").read_bytes()[:4] == b"\x89PNG"
     assert "# mlp" in Path("mine/tables.md").read_text()
     for command in ("ablate stability", "scaling", "questions out/capstone_best.pt"):
@@ -165,6 +166,17 @@ def test_some_studies_are_enough_for_a_report_that_says_what_is_missing(two_stud
         assert output.count(f"  python -m experiments.{command}\n") == 1
     assert "ablate norms" not in output
     assert "wrote mine/REPORT.md: 2 measured values" in output
+
+
+@pytest.mark.parametrize("arm", ["swiglu", "gelu"])
+def test_a_run_that_diverged_is_part_of_the_report(two_studies, arm):
+    path = two_studies / "mlp" / "runs.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    next(row for row in rows if row["arm"] == arm and row["seed"] == 3).update(diverged=7)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert report.main(["--results=mine"]) == 0
+    shown = f"{3 if arm == 'swiglu' else 2} of {5 if arm == 'swiglu' else 6} changes"
+    assert shown in Path("mine/REPORT.md").read_text()
 
 
 def test_a_second_report_keeps_the_prose(two_studies):
@@ -203,7 +215,7 @@ def test_results_of_an_older_version_are_named(two_studies, capsys):
     path.write_text("".join(json.dumps({"arm": row["arm"]}) + "\n" for row in rows))
     assert report.main(["--results=mine"]) == 1
     error = error_line(capsys)
-    assert "mine/norms is from an older version" in error
+    assert "mine/norms is incomplete, or from an older version" in error
     assert "run python -m experiments.ablate norms" in error
 
 

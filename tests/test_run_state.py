@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import arguments, contents, stop_at
+from helpers import arguments, contents, start, stop_at, wait_for_line
 
 from common import checkpoint
 from common.errors import UserError
@@ -47,6 +47,27 @@ def test_a_run_that_diverged_at_once_can_be_started_again(dataset, tiny):
     assert checkpoint.load(LAST).step == 0
     assert train(tiny())["finished"]
     assert not Path("out/tiny_last.prev.pt").exists()
+
+
+def test_a_failed_fine_tuning_run_does_not_replace_what_was_kept(finished_run, tiny):
+    start = {"init_from": "out/tiny_best.pt", "run_name": "tuned"}
+    train(tiny(**start))
+    trained = Path("out/tuned_best.pt").read_bytes()
+    with pytest.raises(UserError, match="at step"):
+        train(tiny(**start, learning_rate=1e30, warmup_steps=0))
+    assert checkpoint.load("out/tuned_best.pt").step == 0  # the weights that it started from
+    train(tiny(**start))
+    assert Path("out/tuned_best.prev.pt").read_bytes() == trained
+
+
+def test_a_run_stops_and_saves_when_nobody_reads_its_output(dataset):
+    settings = arguments(max_steps=2000, log_interval=1, eval_interval=1000, save_interval=0)
+    process = start("train.py", *settings)
+    wait_for_line(process, "step      5")
+    process.stdout.close()
+    assert process.wait(timeout=100) == 130
+    assert checkpoint.load(LAST).step > 5
+    assert "standard output was closed: stopping" in process.stderr.read()
 
 
 def test_a_run_that_can_not_be_read_is_not_replaced(dataset, tiny):

@@ -42,7 +42,7 @@ def configs(dataset, tiny):
     return {"calm": calm, "wild": wild}
 
 
-def test_run_all_trains_only_what_has_no_result(configs):
+def test_run_all_trains_only_what_has_no_result(configs, capsys):
     results = runs.Trainer(parallel=1)(configs)
     assert results["calm"]["diverged"] is None
     assert 0 < results["calm"]["best"] == results["calm"]["final"] < 4
@@ -53,7 +53,9 @@ def test_run_all_trains_only_what_has_no_result(configs):
     assert results["wild"]["best"] > 0
     assert not list(Path("out").glob("**/*.pt"))
     shutil.rmtree("data")  # so that training would fail
+    capsys.readouterr()
     assert runs.Trainer(parallel=1)(configs) == results
+    assert "2 of 2 runs are kept from before" in capsys.readouterr().out
 
 
 def test_equal_configs_are_trained_once(configs):
@@ -142,7 +144,10 @@ def test_interval_is_students():
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "runs.jsonl").write_text('{"a": 1}\n{"a"')
-    with pytest.raises(UserError, match="runs.jsonl is damaged"):
+    with pytest.raises(UserError, match="line 2 of .*runs.jsonl is damaged"):
+        runs.read_rows(tmp_path / "runs.jsonl")
+    (tmp_path / "runs.jsonl").write_text("")
+    with pytest.raises(UserError, match="runs.jsonl is empty"):
         runs.read_rows(tmp_path / "runs.jsonl")
 
 

@@ -1,3 +1,4 @@
+import os
 import signal
 
 import pytest
@@ -9,12 +10,22 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_the_first_signal_is_recorded(number, capsys):
+def test_the_first_signal_is_recorded(number, capfd):
     with StopSignals() as signals:
         assert not signals.received
         signal.raise_signal(number)
         assert signals.received
-    assert "stopping after this step" in capsys.readouterr().err
+    assert "stopping after this step" in capfd.readouterr().err
+
+
+def test_a_signal_is_recorded_even_if_nobody_reads_the_output(monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", broken)  # as after Ctrl-C in `python train.py 2>&1 | tee log`
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGINT)
+    assert signals.received
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -196,6 +197,14 @@ def test_the_final_loss_is_of_the_best_model_on_the_whole_validation_split(noise
     assert whole not in result["val_losses"]
 
 
+def test_the_final_evaluation_and_sample_do_not_count_as_training(noise, tiny):
+    train(tiny(**noise, max_steps=40, eval_tokens=16))
+    rows = read_metrics("out/tiny_metrics.jsonl")
+    last = next(row for row in rows if row["step"] == 40 and "val/loss" in row)
+    assert {row["seconds"] for row in rows[rows.index(last) :]} == {last["seconds"]}
+    assert {*rows[-1]} >= {"sample"}
+
+
 def test_equal_weights_give_equal_samples(dataset, tiny):
     data = load_dataset("verses_char")
     config = tiny(vocab_size=data.tokenizer.vocab_size)
@@ -204,9 +213,12 @@ def test_equal_weights_give_equal_samples(dataset, tiny):
     assert len(texts[0]) == 50
 
 
-def test_a_run_name_can_look_like_a_formula(dataset, empty_config):
-    assert main([empty_config, *arguments(run_name="cost$1_$2", max_steps=2)]) == 0
-    assert os.path.exists("out/cost$1_$2_curves.png")
+@pytest.mark.parametrize("name", ["cost$1_$2", "실험 実験 😀"])
+def test_a_run_can_have_any_name(dataset, empty_config, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as glyphs that are missing from a font
+        assert main([empty_config, *arguments(run_name=name, max_steps=2)]) == 0
+    assert os.path.exists(f"out/{name}_curves.png")
 
 
 # compilation
