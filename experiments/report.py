@@ -303,7 +303,7 @@ def fill(text: str, values: dict[str, str]) -> str:
         if mark == "<!---->" or end != "<!---->":
             where = "no <!----> after it"
             if mark == "<!---->":
-                where = f"no mark with a known part before it ({', '.join([*PARTS, 'studies'])})"
+                where = f"no mark before it (the parts are {', '.join([*PARTS, 'studies'])})"
             raise UserError(f"the report can't be updated: {mark} has {where}")
 
     def replacement(match: re.Match) -> str:

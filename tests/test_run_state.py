@@ -102,7 +102,7 @@ def test_the_best_model_of_another_run_is_refused(finished_run, tiny):
     train(tiny(run_name="other"))
     shutil.copy("out/other_best.pt", BEST)
     before = contents(Path("out"))
-    with pytest.raises(UserError, match="out/tiny_best.pt belongs to another run"):
+    with pytest.raises(UserError, match="out/tiny_best.pt belongs to a different run"):
         train(tiny(resume=True, max_steps=14))
     assert contents(Path("out")) == before
 
