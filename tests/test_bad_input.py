@@ -111,7 +111,7 @@ TABLE = [
     (train_new(d_model="1e18"), 1, "out of memory"),
     (train_new(out_dir="~no-such-user/x"), 2, "names an unknown user"),
     (train_new(init_from="~no-such-user/x.pt"), 1, "there is no checkpoint ~no-such-user/x.pt"),
-    (train_new(run_name="a\udc80"), 2, "run_name must be a plain name"),
+    ([*train_new(), "--run_name=a\udc80"], 2, "run_name must be a plain name"),
     # settings: names
     (train_new(bacth_size=8), 2, "did you mean batch_size?"),
     (train_new(vocab_size=70), 2, "vocab_size comes from the dataset"),
@@ -304,7 +304,7 @@ def test_a_checkpoint_with_impossible_contents_is_refused(
 def test_another_text_than_that_of_the_checkpoint_is_refused(files, capsys):
     Path("verses.txt").write_text(verses(401))
     assert prepare.main(["verses_char", "--input", "verses.txt"]) == 0
-    words = "is not the text that out/tiny_best.pt was trained on"
+    words = "is not the data that out/tiny_best.pt was trained on"
     refused(capsys, ["evaluate.py", "--ckpt", BEST], 1, words)
     words = "is not the data that out/tiny_last.pt was trained on"
     refused(capsys, RESUME, 1, words)

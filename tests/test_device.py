@@ -54,9 +54,9 @@ def test_without_a_working_compiler_auto_does_not_compile(monkeypatch):
         raise RuntimeError("no compiler\nat all")
 
     monkeypatch.setattr(torch, "compile", fail)
-    reason = "auto: can't compile here, no compiler"
+    reason = "auto: can't compile here, no compiler at all"
     assert pick_compile("auto", CPU, flops=1e15) == (False, reason)
-    with pytest.raises(UserError, match=r"use --compile=false \(no compiler\)"):
+    with pytest.raises(UserError, match=r"use --compile=false \(no compiler at all\)"):
         pick_compile(True, CPU, flops=1e9)
 
 

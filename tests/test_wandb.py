@@ -176,7 +176,7 @@ def test_a_failed_run_is_marked_as_failed(dataset, online, wandb, monkeypatch):
 def test_an_error_while_logging_does_not_end_the_run(dataset, online, wandb, capsys):
     wandb.init.return_value.log.side_effect = ConnectionError("the network is down\nfor ever")
     assert train(online)["finished"]
-    message = "Weights & Biases is disabled for the rest of the run: the network is down\n"
+    message = "Weights & Biases is disabled for the rest of the run: the network is down for ever\n"
     assert message in capsys.readouterr().out
     wandb.init.return_value.log.assert_called_once()
 
