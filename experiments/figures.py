@@ -108,11 +108,7 @@ def forest(studies: dict[str, tuple[Study, list[dict]]]) -> Figure:
         f" interval\nblue: better, orange: worse, gray: below {ablate.THRESHOLD:g}, or the interval"
         " includes zero"
     )
-    sentence = (
-        f"{seen} of {len(pairs)} changes have an effect that counts: {ablate.THRESHOLD:g} or more,"
-        " its interval without zero"
-    )
-    return title(figure, sentence)
+    return title(figure, f"{seen} of {len(pairs)} changes have an effect that counts")
 
 
 def draw_differences(axis, groups: list[list[tuple]]) -> None:
