@@ -5,7 +5,7 @@
 # in 46 minutes on one core of an Intel Xeon with bfloat16 while the other core was busy
 # (--on_cpu=false). On a GPU: not measured yet.
 # Without a GPU the on_cpu block trains 0.8M parameters instead: validation loss 1.508 (median of
-# 3 seeds, 1.506 to 1.516) in 143 seconds on 2 cores of the same kind, 20 of them to compile the model
+# 3 seeds, 1.506 to 1.516) in 195 seconds on 2 cores of the same kind, 20 of them to compile the model
 # the first time. A CPU without bfloat16 takes about twice as long.
 
 run_name = "capstone"
