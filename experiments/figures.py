@@ -319,8 +319,8 @@ def gradients(seeds: list[dict]) -> Figure:
     panels[1].legend(title="step", loc="center left", bbox_to_anchor=(1, 0.5))
     return title(
         figure,
-        f"At a learning rate of {questions.TOO_HIGH:g} the first block's gradient after"
-        f" {steps[-1]} steps is {' and '.join(first.values())}",
+        f"The first block's gradient after {steps[-1]} steps at a rate of"
+        f" {questions.TOO_HIGH:g}: {', '.join(first.values())}",
     )
 
 
