@@ -1,7 +1,7 @@
 """Every setting of a run, its default and its meaning.
 
-A value can be set in four places, each of which overrides the one before: the defaults below, a
-config file in configs/, its on_cpu block if there is no GPU, and the command line.
+Values come from four places, from lowest to highest precedence: the defaults below, a config file,
+its on_cpu block (on a CPU only), and the command line.
 common/arguments.py combines them.
 """
 

@@ -243,8 +243,8 @@ def find_file(path: str) -> str:
     near = [configs[name] for name in difflib.get_close_matches(Path(path).stem, configs, n=1)]
     if Path(f"{path}.py").exists():
         near = [f"{path}.py"]
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(configs.values())}"
-    raise UserError(f"there is no config file {path}; {hint}", status=2)
+    hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(configs.values())}"
+    raise UserError(f"config file {path} not found; {hint}", status=2)
 
 
 def local_settings(scope: ast.stmt) -> list[tuple[str, int]]:

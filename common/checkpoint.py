@@ -92,7 +92,7 @@ def load(path: str | Path) -> Checkpoint:
     others = similar(path)
     if not path.is_file():
         hint = f"the folder has {', '.join(others)}" if others else "python train.py makes one"
-        raise UserError(f"there is no checkpoint {path}; {hint}")
+        raise UserError(f"checkpoint {path} not found; {hint}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not verify checksums
             if damaged := archive.testzip():

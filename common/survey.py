@@ -56,8 +56,9 @@ PLAIN = {  # what --replace_unknown writes for typographic characters
 
 
 def read(*texts: Text) -> Iterator[tuple[int, int, str]]:
-    """Yields each piece with the number of its text and of its document, which goes on from text to
-    text. Documents without text don't count.
+    """Yields (index of the text, number of the document, piece) for each piece.
+
+    Documents are numbered across all texts; empty ones are skipped.
     """
     number, empty = 0, True
     for part, text in enumerate(texts):

@@ -295,7 +295,7 @@ def arm_config(study: Study, base: Config, arm: str) -> Config:
 
 
 def check(study: Study, seeds: int) -> None:
-    """Raises UserError if the study, as it is defined, would not compare what it says."""
+    """Raises UserError if the study's definition is inconsistent."""
     if not 2 <= seeds <= 1 + len(STUDENT_T):
         raise UserError(f"a study needs 2 to {1 + len(STUDENT_T)} seeds, not {seeds}", status=2)
     if study.search and len(study.rates) == 1:
@@ -408,7 +408,7 @@ def difference(study: Study, rows: list[dict], arm: str) -> tuple[float, float] 
 
 
 def why_not_compared(study: Study, rows: list[dict], arm: str) -> str:
-    """Why there is no difference between an arm and the first one."""
+    """The reason why difference() returns None for an arm."""
     for name in (arm, study.first):
         if any(row["diverged"] is not None for row in best_runs(study, rows, name)):
             return f"a run of {name} diverged"

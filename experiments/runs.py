@@ -319,5 +319,5 @@ def parse(text: str, place: str):
         return json.loads(text)
     except ValueError as error:
         raise UserError(
-            f"{place} is damaged ({error}): delete the file and write it anew"
+            f"{place} is damaged ({error}): delete the file and rerun what wrote it"
         ) from None

@@ -191,7 +191,7 @@ def test_the_config_file_that_was_meant_is_named(wrong):
 
 def test_a_config_file_like_none_of_the_others_gets_a_list():
     with pytest.raises(
-        UserError, match="no config file configs/foo.py; there are configs/capstone"
+        UserError, match="config file configs/foo.py not found; available: configs/capstone"
     ):
         load_config(["configs/foo.py"])
 

@@ -110,7 +110,7 @@ TABLE = [
     (train_new(d_model="1e12"), 1, "out of memory"),
     (train_new(d_model="1e18"), 1, "out of memory"),
     (train_new(out_dir="~no-such-user/x"), 2, "names an unknown user"),
-    (train_new(init_from="~no-such-user/x.pt"), 1, "there is no checkpoint ~no-such-user/x.pt"),
+    (train_new(init_from="~no-such-user/x.pt"), 1, "checkpoint ~no-such-user/x.pt not found"),
     ([*train_new(), "--run_name=a\udc80"], 2, "run_name must be a plain name"),
     # settings: names
     (train_new(bacth_size=8), 2, "did you mean batch_size?"),
@@ -122,7 +122,7 @@ TABLE = [
     (["train.py", "tiny.py", "--max_steps"], 2, "--max_steps: expected one argument"),
     (["train.py", "--config", "tiny.py"], 2, "the config file is given by its path alone"),
     # config files
-    (["train.py", "nowhere.py"], 2, "there is no config file nowhere.py"),
+    (["train.py", "nowhere.py"], 2, "config file nowhere.py not found"),
     (["train.py", "folder.py"], 2, "can't read the config file folder.py"),
     (["train.py", "binary.py"], 2, "config file binary.py, line 1"),
     (["train.py", "syntax.py"], 2, "syntax.py, line 2: SyntaxError: invalid syntax"),
@@ -138,11 +138,11 @@ TABLE = [
     (["train.py", "nested.py", "--device=cpu"], 2, "did you mean n_layers?"),
     (["train.py", "key.py", "--device=cpu"], 2, "unknown setting 4"),
     # resuming and fine-tuning
-    (["train.py", "tiny.py", "--run_name=absent", "--resume"], 1, "there is no checkpoint"),
+    (["train.py", "tiny.py", "--run_name=absent", "--resume"], 1, "absent_last.pt not found"),
     ([*RESUME, "--n_layers=3"], 2, "a resumed run can't have n_layers=3 (was 2)"),
     ([*RESUME, "--dataset=b_char"], 2, "a resumed run can't have dataset=b_char (was verses_char)"),
     ([*RESUME, "--max_steps=5"], 2, "is already at step 12: max_steps=5 must be higher"),
-    (["train.py", "tiny.py", "--init_from=none.pt"], 1, "there is no checkpoint none.pt"),
+    (["train.py", "tiny.py", "--init_from=none.pt"], 1, "checkpoint none.pt not found"),
     (["train.py", "tiny.py", f"--init_from={BEST}", "--d_model=64"], 2, "drop d_model"),
     (["train.py", "tiny.py", f"--init_from={BEST}", "--min_lr=5e-3"], 2, "set --learning_rate too"),
     # preparing
@@ -176,11 +176,11 @@ TABLE = [
     ([*SAMPLE, "--num_samples", "1" + 30 * "0"], 2, "to 1,000,000"),
     ([*SAMPLE, "--num_samples=1000000", "--max_new_tokens=100000000"], 1, "out of memory"),
     # evaluating, exporting, plotting
-    (["evaluate.py", "--ckpt", "none.pt"], 1, "there is no checkpoint none.pt"),
+    (["evaluate.py", "--ckpt", "none.pt"], 1, "checkpoint none.pt not found"),
     (["evaluate.py", "--ckpt", BEST, "--text", "none.txt"], 1, "can't read none.txt"),
     (["evaluate.py", "--ckpt", BEST, "--text", "empty.txt"], 1, "empty.txt is too short"),
     (["evaluate.py", "--ckpt", BEST, "--text", "accents.txt"], 1, "'é'"),
-    (["export.py", "--ckpt", "none.pt"], 1, "there is no checkpoint none.pt"),
+    (["export.py", "--ckpt", "none.pt"], 1, "checkpoint none.pt not found"),
     (
         ["export.py", "--ckpt", BEST, "--out", "out"],
         1,

@@ -252,5 +252,5 @@ def test_a_download_that_fails_is_one_clear_line(folder, hub):
 
 
 def test_any_other_name_is_that_of_a_checkpoint(folder):
-    with pytest.raises(UserError, match="there is no checkpoint gpt2-huge"):
+    with pytest.raises(UserError, match="checkpoint gpt2-huge not found"):
         gpt2.load_model("gpt2-huge")
