@@ -286,14 +286,14 @@ def loop(run: Run, metrics: Metrics) -> bool:
                 signals.received or progress.unread, timer.due(step)
             )
 
-            # evaluate and save; flush first: it raises Diverged, so bad weights are never saved
+            # evaluate and save; flush first: it raises Diverged, so that the last good checkpoint stays
             if evaluate or stop or save:
                 metrics.flush()
                 with metrics.clock.paused():
                     best = evaluate_run(run, metrics, progress) if evaluate else False
                     metrics.sync()
                     run_state.save(run, best)
-                    if evaluate and not last and distributed.is_first():
+                    if evaluate and step and not last and distributed.is_first():
                         draw({config.run_name: metrics.curves}, config.path("curves.png"))
                 timer.saved()
 

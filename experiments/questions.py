@@ -236,10 +236,11 @@ def gradients(base: Config) -> dict[str, list]:
 
 def scaling_of_scores(base: Config) -> dict[str, float]:
     """Losses of runs with and without the division of scores by sqrt(D), both without QK-norm."""
-    config = replace(base, qk_norm=False)
-    scaled = validation_loss(trained(config), base)
-    with attending(factor=math.sqrt(base.head_dim)):
-        return {"scaled": scaled, "plain": validation_loss(trained(config), base)}
+    config, losses = replace(base, qk_norm=False), {}
+    for name, factor in {"scaled": 1.0, "plain": math.sqrt(base.head_dim)}.items():
+        with attending(factor=factor):
+            losses[name] = validation_loss(trained(config), base)
+    return losses
 
 
 def without_mask(base: Config) -> dict[str, float]:

@@ -39,8 +39,7 @@ from train import train
 Key = TypeVar("Key", bound=Hashable)
 RESULTS = Path("out/results")  # the project's own are in experiments/results
 PROGRESS = "{n_fmt} of {total_fmt} runs done, {remaining} left |{bar}|"
-# Settings of all short runs. Not compiled: many small models would compile for longer than that
-# saves.
+# Settings of short runs. Not compiled: many small models would compile for longer than that saves.
 SHORT_RUN = Config(
     run_name="run",
     min_lr=0.0,
@@ -112,7 +111,8 @@ def run_one(config: Config) -> dict:
     """Trains, and leaves result.json in the run's out_dir instead of checkpoints.
 
     "final" and "best" are losses on the whole validation split, after the last step and of the
-    best checkpoint; "diverged" is a step or None. Raises KeyboardInterrupt if Ctrl-C ended the run.
+    best checkpoint; "diverged" is a step or None. If the run diverged, "final" is None and "best" its
+    lowest evaluation, on eval_tokens. Raises KeyboardInterrupt if Ctrl-C ended the run.
     """
     folder = Path(config.out_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -209,7 +209,7 @@ def size_config(dataset: str, size: tuple[int, int], tokens: int, rate: float, s
 def best_rate(losses: dict[float, float]) -> float:
     """The minimum of the parabola, over log rate, through the best rate and its neighbors.
 
-    The best rate itself if it has no two neighbors that are worse, and did not diverge.
+    The best rate itself if one of them is missing or diverged.
     """
     rates = sorted(losses)
     best = min(losses, key=losses.get)

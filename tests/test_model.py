@@ -302,6 +302,16 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
     assert not torch.equal(Dropout(rate)(x), y)
 
 
+def test_dropout_acts_on_the_embedding_and_on_every_sublayer():
+    model, zeros = GPT(replace(SMALL, dropout=0.5)).train(), []
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.register_forward_hook(lambda _, x, y: zeros.append((y == 0).float().mean()))
+    model(tokens(8, 16))
+    assert len(zeros) == 1 + 2 * SMALL.n_layers
+    assert all(0.4 < share < 0.6 for share in zeros)
+
+
 def test_short_convolution_equals_the_naive_formula():
     conv, x = ShortConv(3, 4), torch.randn(2, 5, 4, generator=seeded(2))
     assert torch.equal(conv(x), x)  # before any training

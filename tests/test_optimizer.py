@@ -1,5 +1,6 @@
 """The learning rate, the optimizers, and Run.update: one optimizer step."""
 
+import itertools
 import math
 
 import numpy as np
@@ -141,6 +142,18 @@ def test_a_confidence_penalty_changes_the_gradient_but_not_the_reported_loss(mak
     assert same_loss == pytest.approx(loss, rel=1e-5)
     assert close(penalized, expected, rtol=1e-3, atol=1e-6)
     assert not close(penalized, plain, rtol=1e-2, atol=1e-5)
+
+
+def test_every_micro_batch_of_every_process_has_its_own_dropout(make_run, monkeypatch):
+    logits = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        run = make_run(dropout=0.3, batch_size=2, micro_batch_size=1)
+        run.batches = lambda step: torch.arange(9).repeat(2, 1)  # two equal sequences
+        run.model.register_forward_hook(lambda *arguments: logits.append(arguments[-1].detach()))
+        run.update(0)
+    assert len(logits) == 4
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(logits, 2))
 
 
 def test_the_same_step_gives_the_same_weights_with_dropout(make_run):
