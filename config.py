@@ -52,7 +52,7 @@ class Config(GPTConfig):
     resume: bool = False  # continue the run of this name from its _last.pt, with its settings
     init_from: str | None = None  # checkpoint (or gpt2) whose weights a new run starts from
     wandb_mode: Literal["auto", "disabled", "offline", "online"] = "auto"  # auto: see WANDB_MODE
-    wandb_project: str = "llm-to-vla-capstone"  # project in Weights & Biases
+    wandb_project: str | None = None  # none: WANDB_PROJECT, or llm-to-vla-capstone
     wandb_log_model: bool = False  # upload the best checkpoint as an artifact when the run ends
     # machine
     seed: int = 1337  # of the initial weights, the order of batches, dropout and samples
@@ -78,7 +78,7 @@ class Config(GPTConfig):
             if isinstance(value, int) and value >= 2**63:
                 found.append(f"{name} must be below 2^63, not {value}")
         if not 0 < self.learning_rate < math.inf:
-            found.append(f"learning_rate must be above 0, not {self.learning_rate}")
+            found.append(f"learning_rate must be above 0 and finite, not {self.learning_rate}")
         elif self.final_lr > self.learning_rate:
             found.append(
                 f"min_lr ({self.min_lr}) must not be above learning_rate ({self.learning_rate})"
@@ -100,7 +100,7 @@ class Config(GPTConfig):
         if re.search(r"[/\\]", self.dataset):
             found.append(f"dataset must be the name of a folder in data/, not {self.dataset!r}")
         if not re.fullmatch(r"[^/\\\0\ud800-\udfff]+", self.run_name):
-            found.append(f"run_name must be a plain name without slashes, not {self.run_name!r}")
+            found.append(f"run_name must be valid UTF-8 without slashes, not {self.run_name!r}")
         try:
             self.path("")
         except RuntimeError:

@@ -6,6 +6,7 @@ python evaluate.py --ckpt out/capstone_best.pt [--text FILE] [--json]
 import common.threads  # isort: skip  # noqa: F401 (before torch)
 import json
 import math
+import sys
 
 import numpy as np
 import torch
@@ -76,7 +77,11 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
 
     # the text
     if text_path:
-        name, text = text_path, known_line_ends(read_text(text_path), tokenizer)
+        name, original = text_path, read_text(text_path)
+        text = known_line_ends(original, tokenizer)
+        if text != original:
+            note = "the model knows no \\r: each \\r\\n or \\r of the text counts as one \\n"
+            print(note, file=sys.stderr)
         try:
             tokens, n_bytes = tokenizer.encode(text), len(text.encode("utf-8"))
         except UnknownCharacters as error:

@@ -368,7 +368,7 @@ def export_folder(saved: Checkpoint, out: Path) -> str:
         "generation_config.json": generation,
         "config.json": describe_model(model.config, architecture) | ids | {MARK: saved.run_id},
     }
-    card = model_card(saved, tokenizer, architecture, str(out)).encode()
+    card = model_card(saved, tokenizer, architecture, str(out)).encode("utf-8", "replace")
     descriptions["config.json"][CARD_HASH] = sha256(card)
     files = {
         name: json.dumps(content, ensure_ascii=False, indent=2).encode()

@@ -64,10 +64,11 @@ def sentence(name: str, rows: list[dict]) -> str:
 def run_names(paths: list[Path]) -> list[str]:
     """The names of the runs, with the folder if two runs have the same name."""
     names = [path.name.removesuffix("_metrics.jsonl") for path in paths]
-    return [
+    names = [
         str(path.parent / name) if names.count(name) > 1 else name
         for path, name in zip(paths, names)
     ]
+    return [name.encode("utf-8", "replace").decode() for name in names]  # fonts need valid UTF-8
 
 
 def curves(runs: dict[str, list[dict]], x: str = "step"):

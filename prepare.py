@@ -320,7 +320,7 @@ def make_dataset(
     noun = "document" if documents == 1 else "documents"
     too_few = UserError(
         f"{sum(found.sizes):,} characters in {documents:,} {noun} are too few for a training and a"
-        " validation part"
+        f" validation part (val_fraction {val_fraction:g})"
     )
     if not documents:
         raise too_few
@@ -343,7 +343,10 @@ def make_dataset(
 
     # second pass: its tokens, in a new folder
     folder = data_dir() / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{folder} is not a folder: move it, or choose another name") from None
     try:
         with new_folder(folder) as new:
             try:

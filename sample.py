@@ -119,11 +119,13 @@ def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
             print()
             return
         new_line = "\n" if text and typed and not text.endswith("\n") else ""
-        longer = text + new_line + typed
+        prompt = longer = text + new_line + typed
         try:
-            for piece in generate(longer):
+            for piece in generate(prompt):
                 print(escape_controls(piece), end="", flush=True)
                 longer += piece
+            if longer == prompt:
+                print("The model ends the text here. Type a line to continue it.")
         except UserError as error:  # a character that the model does not know
             print(error)
             continue

@@ -250,7 +250,8 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     }
     if config.resume:
         run_state.resume(run, saved or checkpoint.load(config.path("last.pt")))
-        choices["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}")
+        more = "; a higher max_steps would continue it" if run.step == config.max_steps else ""
+        choices["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}{more}")
     elif config.init_from:
         run_state.init_from(run, saved or load_model(config.init_from))
         choices["start"] = ("step 0", f"with the weights of {config.init_from}")
@@ -286,7 +287,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
                 signals.received or progress.unread, timer.due(step)
             )
 
-            # evaluate and save; flush first: it raises Diverged, so that the last good checkpoint stays
+            # evaluate and save; flush first: it raises Diverged, and the last good checkpoint stays
             if evaluate or stop or save:
                 metrics.flush()
                 with metrics.clock.paused():

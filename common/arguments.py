@@ -218,6 +218,8 @@ def parse_arguments(argv: list[str]) -> tuple[str | None, dict[str, str], bool]:
     given = vars(known)
     path, on_cpu = given.pop("file"), given.pop("on_cpu").lower()
     problems = []
+    if "=" in given.values():
+        problems.append("settings are written --name=value, without spaces")
     if on_cpu not in BOOLEANS:
         problems.append(f"on_cpu must be true or false, not {on_cpu!r}")
     for argument in others:
@@ -238,6 +240,8 @@ def find_file(path: str) -> str:
         return path
     if (ROOT / path).exists():
         return str(ROOT / path)
+    if "=" in path:
+        raise UserError(f"{path}: settings are written --name=value", status=2)
     files = sorted((ROOT / "configs").glob("*.py"))
     configs = {file.stem: f"configs/{file.name}" for file in files}
     near = [configs[name] for name in difflib.get_close_matches(Path(path).stem, configs, n=1)]

@@ -34,10 +34,10 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For 2-D parameters only. A matrix that joins several (q, k and v; gate and value) counts as one.
+    """For 2-D parameters only. A matrix that joins several (q, k and v; gate and value) is one.
 
-    The root mean square of an update is about 0.2 times the learning rate, as is typical of AdamW, so
-    one learning rate suits both.
+    The root mean square of an update is about 0.2 times the learning rate, as is typical of AdamW,
+    so one learning rate suits both.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):

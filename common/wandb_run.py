@@ -10,6 +10,8 @@ from common.cli import quote
 from common.errors import one_line
 from config import Config
 
+PROJECT = "llm-to-vla-capstone"
+
 
 def harmless(method):
     """Makes a method of WandbRun return at once if logging is disabled, and catch all errors.
@@ -100,7 +102,7 @@ def start(config: Config, run_id: str, mode: str, folder: Path):
     if mode == "online" and not wandb.login(prompt=False):
         raise ValueError("there is no API key: run `wandb login`, or set WANDB_API_KEY")
     run = wandb.init(
-        project=config.wandb_project,
+        project=config.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT,
         name=f"{config.run_name}-{config.n_layers}L-{config.d_model}d",
         config=asdict(config),
         id=run_id if mode == "online" else f"{run_id}-{uuid.uuid4().hex[:8]}",

@@ -111,8 +111,8 @@ def run_one(config: Config) -> dict:
     """Trains, and leaves result.json in the run's out_dir instead of checkpoints.
 
     "final" and "best" are losses on the whole validation split, after the last step and of the
-    best checkpoint; "diverged" is a step or None. If the run diverged, "final" is None and "best" its
-    lowest evaluation, on eval_tokens. Raises KeyboardInterrupt if Ctrl-C ended the run.
+    best checkpoint; "diverged" is a step or None. If the run diverged, "final" is None and "best"
+    its lowest evaluation, on eval_tokens. Raises KeyboardInterrupt if Ctrl-C ended the run.
     """
     folder = Path(config.out_dir)
     folder.mkdir(parents=True, exist_ok=True)

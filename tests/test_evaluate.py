@@ -132,6 +132,15 @@ def test_a_byte_order_mark_is_not_part_of_the_text(finished_run, capsys):
     assert plain["loss"] == marked["loss"]
 
 
+def test_line_ends_that_the_model_does_not_know_are_mentioned(finished_run, capsys):
+    text = Path("verses.txt").read_bytes()
+    Path("crlf.txt").write_bytes(text.replace(b"\n", b"\r\n"))
+    assert evaluate.main(["--ckpt=out/tiny_best.pt", "--text=crlf.txt", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["bytes"] == len(text)
+    assert "the model knows no \\r" in printed.err
+
+
 def test_without_json_the_same_figures_are_printed_for_people(finished_run, capsys):
     result = evaluate_json(capsys)
     assert evaluate.main(["--ckpt=out/tiny_best.pt", "--device=cpu"]) == 0

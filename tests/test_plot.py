@@ -118,8 +118,9 @@ def test_ten_runs_have_different_colors_or_line_styles(metrics):
     assert len(looks) == 10
 
 
-def test_a_run_name_with_dollar_signs_is_not_read_as_mathematics(metrics):
-    path = copy(metrics, "cost$1_$2_metrics.jsonl")
+@pytest.mark.parametrize("name", ["cost$1_$2", "\udcfc"])  # mathematics; not UTF-8
+def test_any_run_name_can_be_drawn(metrics, name):
+    path = copy(metrics, f"{name}_metrics.jsonl")
     plot.draw(plot.load_runs([path]), "curves.png")
 
 

@@ -74,9 +74,10 @@ def test_a_config_file_can_ask_to_resume(finished_run):
     assert trained_steps(METRICS) == list(range(14))
 
 
-def test_a_finished_run_can_be_resumed_without_new_steps(finished_run, tiny):
+def test_a_finished_run_can_be_resumed_without_new_steps(finished_run, tiny, capsys):
     before = weights(LAST)
     result = train(tiny(resume=True))
+    assert "a higher max_steps would continue it" in capsys.readouterr().out
     assert result["finished"]
     assert same(weights(LAST), before)
     assert trained_steps(METRICS) == list(range(12))

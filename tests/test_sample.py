@@ -239,6 +239,12 @@ def test_interactive_continues_the_whole_text_so_far(generate, continued, monkey
     ]
 
 
+def test_interactive_says_so_if_the_model_ends_the_text(generate, monkeypatch):
+    monkeypatch.setattr(GPT, "stream", lambda *arguments, **options: iter(()))
+    type_lines(monkeypatch, ["the king", ""])
+    assert generate("--interactive").count("The model ends the text here") == 2
+
+
 def test_interactive_starts_from_the_prompt(generate, continued, monkeypatch):
     type_lines(monkeypatch, ["", "a fool"])
     generate("--interactive", "--prompt=my lord")

@@ -12,7 +12,7 @@ from helpers import before_update, stop_at
 
 from common.errors import UserError
 from common.metrics import read_metrics
-from common.wandb_run import WandbRun
+from common.wandb_run import PROJECT, WandbRun
 from train import train
 
 METRICS = "out/tiny_metrics.jsonl"
@@ -65,6 +65,18 @@ def test_nothing_is_logged_unless_asked(folder, tiny, wandb):
     run.log({"step": 0})
     run.finish(0)
     wandb.init.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    "setting, variable, expected",
+    [(None, "", PROJECT), (None, "theirs", "theirs"), ("mine", "theirs", "mine")],
+)
+def test_the_project_is_the_setting_or_the_variable(
+    online, wandb, monkeypatch, setting, variable, expected
+):
+    monkeypatch.setenv("WANDB_PROJECT", variable)
+    WandbRun(replace(online, wandb_project=setting), "the id")
+    assert wandb.init.call_args.kwargs["project"] == expected
 
 
 def test_a_run_is_started_with_its_settings(folder, online, wandb):
