@@ -52,7 +52,7 @@ class Config(GPTConfig):
     resume: bool = False  # continue the run of this name from its _last.pt, with its settings
     init_from: str | None = None  # checkpoint (or gpt2) whose weights a new run starts from
     wandb_mode: Literal["auto", "disabled", "offline", "online"] = "auto"  # auto: see WANDB_MODE
-    wandb_project: str | None = None  # none: WANDB_PROJECT, or llm-to-vla-capstone
+    wandb_project: str | None = None  # W&B project; none: WANDB_PROJECT or llm-to-vla-capstone
     wandb_log_model: bool = False  # upload the best checkpoint as an artifact when the run ends
     # machine
     seed: int = 1337  # of the initial weights, the order of batches, dropout and samples
