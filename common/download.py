@@ -1,7 +1,6 @@
 """Files from the web and from the user's package index: complete and verified, or not at all."""
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import BinaryIO
 
@@ -174,7 +174,9 @@ def fetch_wheel(name: str, version: str, folder: str | Path) -> Path:
 
 def index_commands(requirement: str, folder: str, files: Path) -> list[list[str]]:
     """Commands that get a wheel into folder (pip) or its files into files (uv), if installed."""
-    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["pip"]
+    # Before Python 3.12, importlib.util.find_spec("pip") would tell setuptools that this process is
+    # pip, and torch.compile, which imports setuptools, would fail.
+    pip = [sys.executable, "-m", "pip"] if PathFinder.find_spec("pip") else ["pip"]
     patience = ["--timeout", str(INDEX_TIMEOUT), "--retries", "1", "--disable-pip-version-check"]
     wheel = ["--no-deps", "--only-binary=:all:", requirement]
     uv = ["uv", "pip", "install", "--python", sys.executable, "--target", str(files)]

