@@ -300,7 +300,7 @@ def sha256(content: bytes) -> str:
 
 
 def check_folder(out: Path) -> None:
-    """Raises UserError if `out` is anything but an earlier export, an empty folder or missing."""
+    """Raises UserError unless `out` is missing, empty or an earlier export."""
     try:
         names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
         names.discard("lost+found")  # of a mounted disk
@@ -320,7 +320,7 @@ def check_folder(out: Path) -> None:
 
 
 def check_file(out: Path) -> None:
-    """Raises UserError if `out` is anything but an earlier export or missing."""
+    """Raises UserError unless `out` is missing or an earlier export."""
     try:
         with open(out, "rb") as file:
             start = file.read(1000)

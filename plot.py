@@ -104,7 +104,8 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel(AXES[x])
     handles, _ = axes[0].get_legend_handles_labels()
-    handles.append(Line2D([], [], color="gray", label="validation", **VALIDATION))
+    color = COLORS[0] if len(runs) == 1 else "gray"
+    handles.append(Line2D([], [], color=color, label="validation", **VALIDATION))
     columns = 1 + len(runs) // 6
     legend = axes[0].legend(handles=handles, loc="upper right", ncols=columns, fontsize="small")
     names = [*runs] if len(runs) > 1 else ["training"]

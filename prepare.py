@@ -57,6 +57,7 @@ from common.tokenizer import (
 )
 from data import Corpus
 
+VAL_FRACTION = 0.1  # of the text, for validation
 MIN_VOCABULARY = 256  # tokens in a trained vocabulary
 MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
 JOB_CHARACTERS = 1 << 20  # characters that a thread tokenizes at once
@@ -66,10 +67,9 @@ MAX_WORKERS = 16  # threads; each needs tens of MB
 # Finding the text
 
 
-def corpora() -> dict[str, str]:
-    """The corpora in data/: name -> description."""
-    names = [module.name for module in pkgutil.iter_modules(data.__path__)]
-    return {name: importlib.import_module(f"data.{name}").ABOUT for name in names}
+def corpora() -> list[str]:
+    """The names of the modules in data/."""
+    return [module.name for module in pkgutil.iter_modules(data.__path__)]
 
 
 def parse_name(name: str) -> tuple[str, str]:
@@ -98,7 +98,8 @@ def find_corpus(
 
     Raises UserError, also for options that don't apply.
     """
-    load = importlib.import_module(f"data.{name}").load if name in corpora() else None
+    module = importlib.import_module(f"data.{name}") if name in corpora() else None
+    load = getattr(module, "load", None)  # none: a script of the user's
     known = inspect.signature(load).parameters if load else {}
     own = inspect.signature(read_inputs).parameters
     if not inputs and (lonely := sorted(options.keys() & own.keys())):
@@ -264,7 +265,7 @@ def reuse_tokenizer(
 def prepare(
     name: str,
     inputs: list[str] | None = None,
-    val_fraction: float = 0.1,
+    val_fraction: float = VAL_FRACTION,
     limit: int | None = None,
     tokenizer_of: str | None = None,
     replace_unknown: bool = False,
@@ -287,6 +288,8 @@ def prepare(
         raise UserError("--replace_unknown needs a char dataset and --tokenizer_of", status=2)
     separator = options.get("separator")
     corpus = find_corpus(corpus_name, kind, inputs, limit, options)
+    if corpus.validation and val_fraction != VAL_FRACTION:
+        raise UserError(f"{corpus_name} has a validation text of its own: drop --val_fraction", 2)
     make_dataset(name, kind, corpus, val_fraction, limit, tokenizer_of, replace_unknown, separator)
 
 
@@ -294,7 +297,7 @@ def make_dataset(
     name: str,
     kind: str,
     corpus: Corpus,
-    val_fraction: float = 0.1,
+    val_fraction: float = VAL_FRACTION,
     limit: int | None = None,
     tokenizer_of: str | None = None,
     replace_unknown: bool = False,
@@ -484,8 +487,8 @@ def main(argv: list[str]) -> None:
     add(
         "--val_fraction",
         type=float,
-        default=0.1,
-        help="fraction of the text for validation (default: 0.1)",
+        default=VAL_FRACTION,
+        help=f"fraction of the text for validation (default: {VAL_FRACTION})",
     )
     add("--limit", type=int, metavar="BYTES", help="use at most this much text")
     add(
@@ -511,8 +514,9 @@ def main(argv: list[str]) -> None:
         example = "python prepare.py notes_char --input notes.txt"
         raise UserError(f"name the dataset before its options, as in {example}", status=2)
     print("python prepare.py <corpus>_<tokenizer>, with one of these corpora:")
-    for name, about in corpora().items():
-        print(f"  {name:12} {about}")
+    for name in corpora():
+        if about := getattr(importlib.import_module(f"data.{name}"), "ABOUT", None):
+            print(f"  {name:12} {about}")
     print("or any name for your own text, with --input FILE or FOLDER; tokenizers: char, byte,")
     print(f"bpe (GPT-2's), or bpe{MIN_VOCABULARY} to bpe{MAX_VOCABULARY}, trained on the text")
 

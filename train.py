@@ -236,6 +236,7 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
             status=2,
         )
     distributed.on_first(prepare_missing, config.dataset)
+    distributed.on_first(load_dataset, config.dataset)  # may download the files of GPT-2's BPE
     dataset = load_dataset(config.dataset)
     config = replace(config, vocab_size=dataset.tokenizer.vocab_size)
 
@@ -258,7 +259,7 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     if compiled:
         run.forward = compile_model(run.model)
     if processes > 1:
-        run.forward = DistributedDataParallel(run.forward)
+        run.forward = DistributedDataParallel(run.forward, broadcast_buffers=False)
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     print_summary(config, dataset, run.model, epochs, choices)
     distributed.on_first(run_state.prepare_folder, run)

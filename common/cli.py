@@ -90,7 +90,7 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # print "?" for what the terminal can't show
                 stream.reconfigure(errors="replace")
-        if hasattr(sys.stdin, "reconfigure"):  # what is not text is found when it is encoded
+        if hasattr(sys.stdin, "reconfigure"):  # keep what is not UTF-8; encode() reports it
             sys.stdin.reconfigure(errors="surrogateescape")
         try:
             return main(sys.argv[1:] if argv is None else argv) or 0

@@ -23,12 +23,13 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
 
     Raises UserError if it can't be used.
     """
+    reason = "as set"
     if name == "auto":
+        name, reason = "cpu", "auto: no GPU found"
         if torch.cuda.is_available():
-            return torch.device("cuda", distributed.local_rank()), "auto: CUDA GPU found"
-        if torch.backends.mps.is_available():
-            return torch.device("mps"), "auto: Apple GPU found"
-        return torch.device("cpu"), "auto: no GPU found"
+            name, reason = "cuda", "auto: CUDA GPU found"
+        elif torch.backends.mps.is_available():
+            name, reason = "mps", "auto: Apple GPU found"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
@@ -36,11 +37,11 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         # torch.cuda.set_device needs an index; each process of a distributed run has its own GPU
         if device.type == "cuda" and (device.index is None or distributed.world_size() > 1):
             device = torch.device("cuda", distributed.local_rank())
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        message = f"device {name} can't be used here ({one_line(error)}); use --device=auto"
+        message = f"device {name} can't be used here ({one_line(error)}); use another --device"
         raise UserError(message, status=2) from None
-    return device, "as set"
+    return device, reason
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -104,6 +105,7 @@ def compile_model(model: GPT):
 
     On a CPU only the blocks are compiled: they are identical, so one compilation serves all.
     """
+    torch.compiler.reset()  # else the sizes of an earlier run in this process change the code
     if model.device.type != "cpu":
         return torch.compile(model)
     weights = {id(parameter): parameter for parameter in model.parameters()}

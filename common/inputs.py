@@ -97,7 +97,7 @@ def read_inputs(
     found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]
     if skip_undecodable:
         found = without_undecodable(found, encoding)
-    expects_utf8 = codecs.lookup(encoding).name == "utf-8"
+    expects_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
     if not expects_utf8 and (misread := [file.name for file in found if file.is_utf8()]):
         print(f"warning: --encoding {encoding} misreads these files, in UTF-8: {listed(misread)}")
     if not field and (lines := [i.name for i in found if i.name.endswith((".jsonl", ".ndjson"))]):

@@ -83,7 +83,7 @@ def lock_metrics(file) -> None:
 def check_not_running(path: Path) -> None:
     """Raises UserError if a run that is alive writes this metrics file."""
     if path.exists():
-        with open(path) as file:
+        with open(path, "r+") as file:  # NFS locks only what is open for writing
             lock_metrics(file)
 
 

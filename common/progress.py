@@ -45,8 +45,8 @@ def print_resume_command(config: Config, step: int) -> None:
     """Prints how to continue a run that was stopped."""
     program = command_for("train.py")
     if distributed.world_size() > 1:
-        torchrun = f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"
-        program = program.replace("python", torchrun, 1)
+        here = os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size())  # only torchrun sets it
+        program = program.replace("python", f"torchrun --nproc_per_node={here}", 1)
     print(
         f"saved {config.path('last.pt')} at step {step:,}; resume with:"
         f" {program} --run_name={quote(config.run_name)} --out_dir={quote(config.out_dir)} --resume"
@@ -59,7 +59,7 @@ class Progress:
     def __init__(self, config: Config, start: int, metrics: Metrics):
         """start: the step that the run starts or resumes from."""
         self.config, self.metrics = config, metrics
-        self.reference = None  # step, training time and time of day of the first log line
+        self.reference = None  # step, training time and perf_counter() at the first log line
         self.latest = None  # step and training time of the latest one
         self.fastest = math.inf  # seconds per step between two log lines
         self.slow = False  # whether the user has been told

@@ -11,6 +11,7 @@ from common.errors import one_line
 from config import Config
 
 PROJECT = "llm-to-vla-capstone"
+LOGIN_TIMEOUT = 60  # seconds to answer its question on a terminal, if there is no API key
 
 
 def harmless(method):
@@ -44,14 +45,16 @@ class WandbRun:
         self.run_id, self.folder = run_id, config.path("").parent / "wandb"
         mode = config.wandb_mode if config.wandb_mode != "auto" else mode_of_environment()
         if mode == "disabled":
+            if config.wandb_mode == "auto" and (config.wandb_project or config.wandb_log_model):
+                print("note: Weights & Biases is off; --wandb_mode=online or offline turns it on")
             return
         if mode not in ("offline", "online"):
             print(f"Weights & Biases is disabled: WANDB_MODE={mode} is not online or offline")
             return
         try:
             self.run = start(config, run_id, mode, self.folder)
-        except ImportError:
-            print("Weights & Biases is disabled: it is not installed (pip install wandb)")
+        except ImportError as error:
+            print(f"Weights & Biases is disabled: {one_line(error)} (pip install wandb)")
         except Exception as error:  # the network, the account, the service
             print(f"Weights & Biases is disabled: {one_line(error)}")
 
@@ -99,7 +102,7 @@ def start(config: Config, run_id: str, mode: str, folder: Path):
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "data"))
     import wandb
 
-    if mode == "online" and not wandb.login(prompt=False):
+    if mode == "online" and not wandb.login(timeout=LOGIN_TIMEOUT):
         raise ValueError("there is no API key: run `wandb login`, or set WANDB_API_KEY")
     run = wandb.init(
         project=config.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT,
@@ -107,7 +110,7 @@ def start(config: Config, run_id: str, mode: str, folder: Path):
         config=asdict(config),
         id=run_id if mode == "online" else f"{run_id}-{uuid.uuid4().hex[:8]}",
         group=run_id,
-        resume="allow",
+        resume="allow" if mode == "online" else None,
         mode=mode,
         dir=folder.parent.absolute(),  # its service has its own working directory
         settings=wandb.Settings(init_timeout=30, silent=True),

@@ -517,18 +517,23 @@ def rate_table(study: Study, rows: list[dict]) -> str:
             if len(finite) < len(losses):
                 parts.append(f"{len(losses) - len(finite)} of {len(losses)} diverged")
             line[f"{rate:g}"] = ", ".join(parts)
-        highest = highest_rate(study, rows, arm)
-        line["trains up to"] = f"{highest:g}" if highest else ""
+        line["trains up to"] = highest_rate(study, rows, arm)
         lines.append(line)
     return markdown(lines)
 
 
-def highest_rate(study: Study, rows: list[dict], arm: str) -> float | None:
-    """The highest learning rate with a mean loss at most TOLERANCE above the arm's best."""
+def highest_rate(study: Study, rows: list[dict], arm: str) -> str:
+    """The highest learning rate with a mean loss at most TOLERANCE above the arm's best.
+
+    "≥ 0.016" if no higher one was tried, "" if all runs diverged.
+    """
     rates = rates_of(rows, arm)
     means = {rate: statistics.mean(losses_at(study, rows, arm, rate)) for rate in rates}
     limit = min(means.values()) + TOLERANCE
-    return max((rate for rate in rates if means[rate] <= limit < math.inf), default=None)
+    good = [rate for rate in rates if means[rate] <= limit < math.inf]
+    if not good:
+        return ""
+    return f"{'≥ ' if good[-1] == rates[-1] else ''}{good[-1]:g}"
 
 
 def tables(study: Study, rows: list[dict]) -> str:

@@ -147,8 +147,8 @@ def draw_differences(axis, groups: list[list[tuple]]) -> None:
 def learning_rates(study: Study, rows: list[dict]) -> Figure:
     """Final loss against learning rate: every run as a dot, and the mean of each arm as a line.
 
-    Arms whose names begin alike, up to the first comma, share a panel. Runs that diverged are at
-    the top.
+    Arms whose names begin alike, up to the first comma, share a panel, each a little to the right
+    of the one before, because some coincide. Runs that diverged are at the top.
     """
     groups = {}  # arms by the beginning of their names
     for arm in ablate.arms_of(study, rows):
@@ -160,27 +160,24 @@ def learning_rates(study: Study, rows: list[dict]) -> Figure:
     rates = ablate.rates_of(rows)
     limits = {}
     for (group, arms), axis in zip(groups.items(), panels):
-        limits[group] = max(ablate.highest_rate(study, rows, arm) or 0 for arm in arms)
-        ends = []
+        limits[group] = ablate.highest_rate(study, rows, arms[0]) or "none"
         for i, (arm, color) in enumerate(zip(arms, COLORS)):
-            means = []
+            shift, means = 1.08 ** (i - len(arms) // 2), []
             for rate in rates:
                 losses = [min(value, top) for value in ablate.losses_at(study, rows, arm, rate)]
                 means.append(statistics.mean(losses))
-                axis.plot([rate] * len(losses), losses, "o", color=color, alpha=0.4, markersize=4)
-            # wide lines below narrow ones, because some coincide
-            axis.plot(rates, means, color=color, linewidth=1 + 0.7 * (len(arms) - 1 - i))
+                dots = {"color": color, "alpha": 0.5, "markersize": 4}
+                axis.plot([rate * shift] * len(losses), losses, "o", **dots)
             name = arm.removeprefix(group).removeprefix(", ") or "unchanged"
-            ends.append((means[-1], name, color))
+            axis.plot([rate * shift for rate in rates], means, color=color, label=name)
         lost = [row for row in rows if row["arm"] in arms and row["diverged"] is not None]
         axis.plot([row["learning_rate"] for row in lost], [top] * len(lost), "kx", markersize=9)
-        if axis is panels[0]:  # the colors mean the same in all panels
-            label_ends(axis, rates[-1], ends, gap=0.045 * (top - min(finite)))
+        axis.legend()
         axis.set_title(group)
         log_axis(axis, "learning rate", rates, [f"{rate:g}" for rate in rates])
     panels[0].set_ylabel(LOSS)
-    sentence = "; ".join(f"{group} up to {limit:g}" for group, limit in limits.items())
-    return title(figure, f"Learning rates at which models train: {sentence}")
+    sentence = ", ".join(f"{limit} ({group})" for group, limit in limits.items())
+    return title(figure, f"Highest learning rate at which the unchanged model trains: {sentence}")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -226,8 +223,14 @@ def law(rows: list[dict], laws: scaling.Laws) -> Figure:
     plot_solid_then_dashed(best, flops, ratio, most, color=BLUE, linewidth=2)
     best.axhline(20, color="black", linestyle=":")
     best.text(flops[0], 22, "Chinchilla: 20", va="bottom")
-    few, many = (main.best_ratio(at) for at in (1e13, 1e15))
-    best.set_title(f"Best tokens per parameter: {few:.0f} at 1e13, {many:.0f} at 1e15 FLOPs")
+    inside, outside = (
+        f"{main.best_ratio(at):.0f}"
+        f" ({scaling.middle_95([other.best_ratio(at) for other in resampled], 0)})"
+        for at in (1e13, 1e15)
+    )
+    best.set_title(
+        f"Best tokens per parameter: {inside} at 1e13 FLOPs,\nextrapolated {outside} at 1e15"
+    )
     best.set_xscale("log")
     best.set_yscale("log")
     best.set_xlabel("FLOPs")

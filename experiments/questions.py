@@ -235,11 +235,13 @@ def gradients(base: Config) -> dict[str, list]:
 
 
 def scaling_of_scores(base: Config) -> dict[str, float]:
-    """Losses of runs with and without the division of scores by sqrt(D), both without QK-norm."""
-    config, losses = replace(base, qk_norm=False), {}
-    for name, factor in {"scaled": 1.0, "plain": math.sqrt(base.head_dim)}.items():
-        with attending(factor=factor):
-            losses[name] = validation_loss(trained(config), base)
+    """Losses with and without the division of scores by sqrt(D), each with and without QK-norm."""
+    losses = {}
+    for norm in (True, False):
+        for name, factor in {"scaled": 1.0, "plain": math.sqrt(base.head_dim)}.items():
+            with attending(factor=factor):
+                loss = validation_loss(trained(replace(base, qk_norm=norm)), base)
+            losses[name + (", QK-norm" if norm else "")] = loss
     return losses
 
 

@@ -116,7 +116,10 @@ def question_values(folder: Path) -> Values:
     measured = read_json(folder / "measured.json")
     inside, heads = measured["checkpoint"], np.array(measured["checkpoint"]["heads"])
     near, scores = figures.near(heads), measured["scores"]
-    unscaled = [row["plain"] - row["scaled"] for row in measured["scaling_of_scores"]]
+    unscaled = {
+        norm: [row[f"plain{norm}"] - row[f"scaled{norm}"] for row in measured["scaling_of_scores"]]
+        for norm in ("", ", QK-norm")
+    }
     shrunk = statistics.mean(row["with"] / row["without"] for row in measured["weight_decay"])
     seen, hidden = (
         interval([row[key] for row in measured["without_mask"]]) for key in ("seen", "hidden")
@@ -129,7 +132,8 @@ def question_values(folder: Path) -> Values:
             f" {scores[-1]['plain']:.2f} with {scores[-1]['head_dim']:,}; of divided scores,"
             f" {scores[-1]['scaled']:.2f}"
         ),
-        "scaling of scores": plus_minus(*interval(unscaled)),
+        "scaling of scores": plus_minus(*interval(unscaled[", QK-norm"])),
+        "scaling of scores, no QK-norm": plus_minus(*interval(unscaled[""])),
         "moved": f"{inside['mask']['from']:.2f}",
         "rmsnorm": f"{statistics.median(measured['norm_times']['rmsnorm']):.1f} ms",
         "layernorm": f"{statistics.median(measured['norm_times']['layernorm']):.1f} ms",

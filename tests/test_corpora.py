@@ -13,6 +13,7 @@ from server import reply, serve
 from common import download, files
 from common.errors import UserError
 from data import END, Corpus, python, robotics, wikipedia
+from prepare import prepare
 
 
 def texts(corpus: Corpus) -> list[str]:
@@ -135,6 +136,12 @@ def test_all_of_wikipedia_is_split_by_bytes_between_characters(enwik, tmp_path, 
     for _ in range(2):
         assert "".join(corpus.text()) == "a" * 89
         assert "".join(corpus.validation()) == "bcé"
+
+
+def test_a_corpus_with_a_validation_text_of_its_own_has_no_fraction(monkeypatch):
+    monkeypatch.setattr(wikipedia, "load", lambda folder: Corpus("", list, validation=list))
+    with pytest.raises(UserError, match="wikipedia has a validation text of its own"):
+        prepare("wikipedia_byte", val_fraction=0.2)
 
 
 def test_wikipedia_with_a_limit_is_whole_articles(enwik, tmp_path):

@@ -211,6 +211,12 @@ def test_files_in_utf8_that_another_encoding_would_misread_are_named(folder, cap
     assert "misreads these files, in UTF-8: texts/b.txt\n" in capsys.readouterr().out
 
 
+def test_utf8_with_a_mark_does_not_misread_files_without_one(folder, capsys):
+    write(a_txt="café")
+    assert texts("a.txt", encoding="utf-8-sig") == ["café"]
+    assert "misreads" not in capsys.readouterr().out
+
+
 def test_files_that_can_not_be_decoded_can_be_left_out(folder, capsys):
     late = b"a" * files.BLOCK_BYTES + b"\xff"
     write(texts__a_txt=late, texts__b_txt="ok")

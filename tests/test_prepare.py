@@ -486,6 +486,16 @@ def test_without_arguments_it_lists_the_corpora(capsys):
     assert "shakespeare" in capsys.readouterr().out
 
 
+def test_a_script_in_the_data_folder_is_not_a_corpus(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "data.clean", types.ModuleType("data.clean"))
+    monkeypatch.setattr(prepare, "corpora", lambda: ["clean", "shakespeare"])
+    assert prepare.main([]) == 0
+    assert "clean" not in capsys.readouterr().out
+    assert prepare.main(["clean_char"]) == 2
+    Path("notes.txt").write_text(verses(100))
+    assert prepare.main(["clean_char", "--input", "notes.txt"]) == 0
+
+
 def test_options_without_a_dataset_are_refused(folder, capsys):
     assert prepare.main(["--input", "notes.txt", "notes_char"]) == 2
     assert "name the dataset before its options" in capsys.readouterr().err
@@ -496,7 +506,7 @@ def test_the_corpus_in_the_data_readme_works(folder, monkeypatch):
     module = types.ModuleType("data.darwin")
     exec(re.search(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1], vars(module))
     monkeypatch.setitem(sys.modules, "data.darwin", module)
-    monkeypatch.setattr(prepare, "corpora", lambda: {"darwin": module.ABOUT})
+    monkeypatch.setattr(prepare, "corpora", lambda: ["darwin"])
     text = verses(100)
     with serve(lambda request: reply(request, text.encode())) as url:
         module.URL = f"{url}/pg1228.txt"

@@ -82,6 +82,8 @@ def test_the_project_is_the_setting_or_the_variable(
 def test_a_run_is_started_with_its_settings(folder, online, wandb):
     WandbRun(replace(online, wandb_project="mine"), "the id")
     wandb.login.assert_called_once()
+    old = {"key", "relogin", "host", "force", "timeout"}  # of version 0.19 too
+    assert wandb.login.call_args.kwargs.keys() <= old
     options = wandb.init.call_args.kwargs
     assert options["mode"] == "online"
     assert options["project"] == "mine"
@@ -115,6 +117,12 @@ def test_wandb_disabled_is_understood(folder, tiny, wandb, monkeypatch, capsys, 
     assert capsys.readouterr().out == ""
 
 
+def test_settings_of_wandb_that_do_nothing_are_reported(folder, tiny, wandb, capsys):
+    WandbRun(tiny(wandb_project="plays"), "the id")
+    wandb.init.assert_not_called()
+    assert "Weights & Biases is off; --wandb_mode=online" in capsys.readouterr().out
+
+
 def test_an_error_at_the_start_is_reported(folder, online, wandb, capsys):
     wandb.init.side_effect = TimeoutError("no answer")
     WandbRun(online, "the id").log({"step": 0})
@@ -131,7 +139,7 @@ def test_a_missing_api_key_is_reported(folder, online, wandb, capsys):
 def test_a_missing_library_is_reported(folder, online, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
     WandbRun(online, "the id").log({"step": 0})
-    assert "Weights & Biases is disabled: it is not installed" in capsys.readouterr().out
+    assert "(pip install wandb)" in capsys.readouterr().out
 
 
 def test_an_unknown_mode_is_reported(folder, tiny, wandb, monkeypatch, capsys):
