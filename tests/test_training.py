@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from helpers import (
     weights,
 )
 
-from common import checkpoint
+from common import checkpoint, timing
 from common.dataset import load_dataset
 from common.errors import UserError
 from common.metrics import read_metrics
@@ -197,12 +198,26 @@ def test_the_final_loss_is_of_the_best_model_on_the_whole_validation_split(noise
     assert whole not in result["val_losses"]
 
 
-def test_the_final_evaluation_and_sample_do_not_count_as_training(noise, tiny):
-    train(tiny(**noise, max_steps=40, eval_tokens=16))
+def test_evaluations_and_samples_do_not_count_as_training(noise, tiny, monkeypatch):
+    """By a clock that advances by a second in each step, and by far more in what must not count."""
+    clock = SimpleNamespace(now=0)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def takes(seconds, function):
+        def call(*args):
+            clock.now += seconds
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(Run, "update", takes(1, Run.update))
+    monkeypatch.setattr(Run, "sample", takes(1000, Run.sample))
+    monkeypatch.setattr("train.mean_loss", takes(1000, mean_loss))
+    train(tiny(**noise, max_steps=40, eval_tokens=16, sample_interval=15))
     rows = read_metrics("out/tiny_metrics.jsonl")
-    last = next(row for row in rows if row["step"] == 40 and "val/loss" in row)
-    assert {row["seconds"] for row in rows[rows.index(last) :]} == {last["seconds"]}
     assert {*rows[-1]} >= {"sample"}
+    for row in rows:
+        assert row["seconds"] == row["step"] + ("train/loss" in row)
 
 
 def test_equal_weights_give_equal_samples(dataset, tiny):
