@@ -11,7 +11,7 @@ from common import gpt2_bpe
 from common.errors import UserError
 from config import Config
 from prepare import prepare
-from train import train
+from train import Run, train
 
 os.environ["CAPSTONE_DATA"] = "data"  # datasets are in the current folder of each test
 torch.set_num_threads(1)  # the models here are so small that threads would only wait
@@ -20,7 +20,19 @@ torch.set_num_threads(1)  # the models here are so small that threads would only
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often test_kill.py kills a run")
     parser.addoption("--kill_seed", type=int, help="repeats the kills of an earlier test_kill.py")
-    parser.addoption("--memory_steps", type=int, default=240, help="steps in test_memory.py")
+    parser.addoption("--memory_steps", type=int, default=160, help="steps in test_memory.py")
+
+
+@pytest.fixture(autouse=True)
+def short_endings(request, monkeypatch):
+    """Runs draw no curves and write short samples, which take most of the time of a tiny run.
+
+    Not in tests marked whole_endings, nor in other processes.
+    """
+    if "whole_endings" not in request.keywords:
+        monkeypatch.setattr("train.draw", lambda runs, out: None)
+        sample = Run.sample
+        monkeypatch.setattr(Run, "sample", lambda run, length: sample(run, min(length, 50)))
 
 
 @pytest.fixture

@@ -137,6 +137,7 @@ def test_steps_are_measured_alone_and_beside_a_busy_program(folder, monkeypatch)
     prepare("shakespeare_char", ["verses.txt"])
     monkeypatch.setattr(bench, "SHAPES", {"0.8M": (SHAPE, 8)})
     monkeypatch.setattr(bench, "WAITING", {"passive": {"OMP_WAIT_POLICY": "passive"}})
+    monkeypatch.setattr(bench, "LOAD", "import time; time.sleep(600)")
     assert bench.main(["busy", "--rounds=1", "--results=."]) == 0
     alone, beside = read_results("busy")
     assert "alone" in alone["what"]

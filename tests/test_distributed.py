@@ -26,11 +26,10 @@ def torchrun(processes: int, *options: str, **settings) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_any_number_of_processes_computes_the_same(dataset, empty_config, tiny, processes):
+def test_several_processes_compute_the_same_as_one(dataset, empty_config, tiny):
     settings = {"batch_size": 8, "micro_batch_size": 1, "eval_tokens": 500}
     alone = train(tiny(**settings, run_name="alone"))
-    process = torchrun(processes, **settings)
+    process = torchrun(4, **settings)
     output, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert output.count("step      0 | validation loss") == 1  # only the first process prints

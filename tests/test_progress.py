@@ -116,7 +116,7 @@ def test_a_model_of_mostly_embeddings_is_pointed_out(dataset, tiny, capsys):
 
 @pytest.mark.slow
 def test_many_epochs_are_pointed_out(dataset, tiny, capsys):
-    train(tiny(max_steps=600, eval_interval=600, log_interval=100))
+    train(tiny(batch_size=64, max_steps=20))
     assert "(the training text is read" in capsys.readouterr().out
 
 

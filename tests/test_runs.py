@@ -75,7 +75,7 @@ def test_one_progress_line_counts_the_runs_of_all_calls(configs):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("signal_name", "when"),
-    [("Ctrl-C", "they start"), ("Ctrl-C", "they train"), ("SIGTERM", "they train")],
+    [("Ctrl-C", "they start"), ("SIGTERM", "they train")],
 )
 def test_a_signal_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, signal_name, when):
     settings = TINY | {"max_steps": 10**6, "compile": False}

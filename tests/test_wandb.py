@@ -215,6 +215,7 @@ def records(file) -> dict[str, list[dict]]:
     return found
 
 
+@pytest.mark.whole_endings
 @pytest.mark.slow
 def test_a_run_resumed_offline_can_be_uploaded_without_loss(dataset, tiny, capfd, monkeypatch):
     monkeypatch.setenv("HOME", "/dev/null")  # can't be written
