@@ -270,6 +270,7 @@ def base_config(study: Study, device: torch.device) -> Config:
         return CPU if device.type == "cpu" else GPU
     values, on_cpu = read_file(study.config)
     run = {"run_name": "run", "sample_interval": 0, "save_interval": 0}
+    run |= {"confidence_penalty": 0.0}  # what shakespeare_small.py had when the studies were run
     base = make_config(values | on_cpu | run)
     return replace(base, max_steps=study.steps or base.max_steps)
 
