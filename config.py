@@ -57,7 +57,7 @@ class Config(GPTConfig):
     # machine
     seed: int = 1337  # of the initial weights, the order of batches, dropout and samples
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest available
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the model's products
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the model's matmuls
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA, and in long runs
 
     def problems(self) -> list[str]:

@@ -289,7 +289,7 @@ def prepare(
     separator = options.get("separator")
     corpus = find_corpus(corpus_name, kind, inputs, limit, options)
     if corpus.validation and val_fraction != VAL_FRACTION:
-        raise UserError(f"{corpus_name} has a validation text of its own: drop --val_fraction", 2)
+        raise UserError(f"{corpus_name} comes with its own validation text: drop --val_fraction", 2)
     make_dataset(name, kind, corpus, val_fraction, limit, tokenizer_of, replace_unknown, separator)
 
 

@@ -105,7 +105,7 @@ def compile_model(model: GPT):
 
     On a CPU only the blocks are compiled: they are identical, so one compilation serves all.
     """
-    torch.compiler.reset()  # else the sizes of an earlier run in this process change the code
+    torch.compiler.reset()  # forget the shapes of earlier runs: they would change the code
     if model.device.type != "cpu":
         return torch.compile(model)
     weights = {id(parameter): parameter for parameter in model.parameters()}

@@ -45,8 +45,8 @@ def print_resume_command(config: Config, step: int) -> None:
     """Prints how to continue a run that was stopped."""
     program = command_for("train.py")
     if distributed.world_size() > 1:
-        here = os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size())  # only torchrun sets it
-        program = program.replace("python", f"torchrun --nproc_per_node={here}", 1)
+        processes = os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size())  # set by torchrun
+        program = program.replace("python", f"torchrun --nproc_per_node={processes}", 1)
     print(
         f"saved {config.path('last.pt')} at step {step:,}; resume with:"
         f" {program} --run_name={quote(config.run_name)} --out_dir={quote(config.out_dir)} --resume"

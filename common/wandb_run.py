@@ -11,7 +11,7 @@ from common.errors import one_line
 from config import Config
 
 PROJECT = "llm-to-vla-capstone"
-LOGIN_TIMEOUT = 60  # seconds to answer its question on a terminal, if there is no API key
+LOGIN_TIMEOUT = 60  # seconds that wandb waits for an API key to be typed
 
 
 def harmless(method):

@@ -11,7 +11,7 @@ where it stopped. It leaves runs.jsonl in <results>/<study>/.
 import math
 import os
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -79,6 +79,7 @@ class Study:
     arms: dict[str, dict]
     seeds: int = 5
     config: str | None = None  # the file with the base's settings for a CPU; none: CPU or GPU
+    overrides: dict = field(default_factory=dict)  # settings of the base that are not the file's
     steps: int | None = None  # of the base, instead of those in the file
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)  # learning rates; empty: each arm's own
     search: bool = True  # search from the rates; False: train at every one with all seeds
@@ -116,6 +117,7 @@ def vocabulary(tokenizer: str, batch_size: int = 16) -> dict:
 SHORT = {"max_steps": Times(1 / 2)}
 POST = SHORT | {"norm_position": "post"}
 ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3}
+OLDER = {"confidence_penalty": 0.0}  # shakespeare_small.py when the studies were run
 
 STUDIES = {
     "norms": Study(
@@ -186,6 +188,7 @@ STUDIES = {
         },
         seeds=3,
         config="configs/shakespeare_small.py",
+        overrides=OLDER,
         steps=800,
         rates=(),
         equal_compute=True,
@@ -254,6 +257,7 @@ STUDIES = {
         },
         seeds=3,
         config="configs/shakespeare_small.py",
+        overrides=OLDER,
         rates=(),
         evaluations=6,  # one per epoch
         compare="best",
@@ -270,8 +274,7 @@ def base_config(study: Study, device: torch.device) -> Config:
         return CPU if device.type == "cpu" else GPU
     values, on_cpu = read_file(study.config)
     run = {"run_name": "run", "sample_interval": 0, "save_interval": 0}
-    run |= {"confidence_penalty": 0.0}  # what shakespeare_small.py had when the studies were run
-    base = make_config(values | on_cpu | run)
+    base = make_config(values | on_cpu | run | study.overrides)
     return replace(base, max_steps=study.steps or base.max_steps)
 
 

@@ -138,9 +138,9 @@ def test_all_of_wikipedia_is_split_by_bytes_between_characters(enwik, tmp_path, 
         assert "".join(corpus.validation()) == "bcé"
 
 
-def test_a_corpus_with_a_validation_text_of_its_own_has_no_fraction(monkeypatch):
+def test_val_fraction_is_refused_for_a_corpus_with_its_own_validation_text(monkeypatch):
     monkeypatch.setattr(wikipedia, "load", lambda folder: Corpus("", list, validation=list))
-    with pytest.raises(UserError, match="wikipedia has a validation text of its own"):
+    with pytest.raises(UserError, match="wikipedia comes with its own validation text"):
         prepare("wikipedia_byte", val_fraction=0.2)
 
 

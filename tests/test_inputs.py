@@ -211,7 +211,7 @@ def test_files_in_utf8_that_another_encoding_would_misread_are_named(folder, cap
     assert "misreads these files, in UTF-8: texts/b.txt\n" in capsys.readouterr().out
 
 
-def test_utf8_with_a_mark_does_not_misread_files_without_one(folder, capsys):
+def test_utf8_sig_does_not_warn_about_files_without_a_byte_order_mark(folder, capsys):
     write(a_txt="café")
     assert texts("a.txt", encoding="utf-8-sig") == ["café"]
     assert "misreads" not in capsys.readouterr().out
