@@ -61,7 +61,7 @@ FILES = {
     "tokenizer_config.json",
 }
 MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
-CARD_HASH = "model_card_sha256"  # in config.json: the hash of README.md, which shows later edits
+HASHES = "exported_sha256"  # in config.json: those of the other files, which show later edits
 UNFINISHED = ".export-"  # prefix of the temporary folder that files are written to first
 NOT_OURS = "{} is not an earlier export, or was changed since: choose another --out"
 
@@ -90,7 +90,7 @@ model = AutoModelForCausalLM.from_pretrained({folder!r})
 ids = tokenizer({start}, return_tensors="pt")
 sampling = {{"do_sample": True, "temperature": 0.8, "top_k": 0{stop}}}
 text = model.generate(**ids, max_new_tokens={length}, **sampling)[0]
-print(tokenizer.decode(text, skip_special_tokens=True))
+print(tokenizer.decode(text{skip}))
 ```
 
 (Without `top_k=0`, transformers samples from the 50 most likely tokens only.) A prompt and the text
@@ -249,7 +249,8 @@ def describe_padding(tokenizer: Tokenizer) -> str:
     else:
         pad = (
             f"First set `tokenizer.pad_token = {tokenizer.decode(tokenizer.start_ids[:1])!r}`: no"
-            " character is unused, and any will do, because the attention mask hides it."
+            " character is unused, and any will do, because the attention mask hides it. Don't save"
+            " it: a saved one would be missing from decoded texts."
         )
     return (
         f"{pad} `DataCollatorForLanguageModeling` never trains the model to predict it;"
@@ -290,6 +291,7 @@ def model_card(saved: Checkpoint, tokenizer: Tokenizer, architecture: str, folde
         start=start,
         length=run.block_size - len(end),
         stop=stop,
+        skip="" if tokenizer.kind == "char" else ", skip_special_tokens=True",
         note=f"{NOTES[type(tokenizer)]} {describe_end(tokenizer)}",
         padding=describe_padding(tokenizer),
     )
@@ -309,11 +311,12 @@ def check_folder(out: Path) -> None:
             return
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
         changed = "transformers_version" in config  # by save_pretrained, after fine-tuning
-        if "README.md" in names:
-            changed |= sha256((out / "README.md").read_bytes()) != config.get(CARD_HASH)
+        hashes = config.get(HASHES, {})
+        for name in names - {"config.json"}:
+            changed |= sha256((out / name).read_bytes()) != hashes.get(name)
         if names <= FILES and MARK in config and not changed:
             return
-    except (NotADirectoryError, FileNotFoundError, ValueError, TypeError):
+    except (NotADirectoryError, FileNotFoundError, ValueError, TypeError, AttributeError):
         if not out.exists():
             return
     raise UserError(NOT_OURS.format(out))
@@ -345,8 +348,12 @@ def write_folder(out: Path, files: dict[str, bytes]) -> None:
             for name, content in files.items():
                 (Path(temporary) / name).write_bytes(content)
             (out / "config.json").unlink(missing_ok=True)
-            for name in sorted(files, key=lambda name: name == "config.json"):
-                os.replace(Path(temporary) / name, out / name)
+            try:
+                for name in sorted(files, key=lambda name: name == "config.json"):
+                    os.replace(Path(temporary) / name, out / name)
+            except BaseException:  # Ctrl-C, for example
+                (out / f"{UNFINISHED}interrupted").mkdir(exist_ok=True)
+                raise
         for left in out.glob(f"{UNFINISHED}*"):  # by killed processes
             shutil.rmtree(left, ignore_errors=True)
     finally:
@@ -369,14 +376,12 @@ def export_folder(saved: Checkpoint, out: Path) -> str:
         "config.json": describe_model(model.config, architecture) | ids | {MARK: saved.run_id},
     }
     card = model_card(saved, tokenizer, architecture, str(out)).encode("utf-8", "replace")
-    descriptions["config.json"][CARD_HASH] = sha256(card)
-    files = {
-        name: json.dumps(content, ensure_ascii=False, indent=2).encode()
-        for name, content in descriptions.items()
-    }
-    files["README.md"] = card
-    weights = renamed(model, modules)
-    files["model.safetensors"] = safetensors.save(weights, {"format": "pt"})
+    weights = safetensors.save(renamed(model, modules), {"format": "pt"})
+    files = {"README.md": card, "model.safetensors": weights}
+    for name, content in descriptions.items():
+        if name == "config.json":  # the last one
+            content[HASHES] = {other: sha256(written) for other, written in files.items()}
+        files[name] = json.dumps(content, ensure_ascii=False, indent=2).encode()
     write_folder(out, files)
     return architecture
 
@@ -390,7 +395,12 @@ def export_file(saved: Checkpoint, out: Path) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
         new = Path(temporary) / "new.gguf"
-        gguf.write(new, model, architecture, tokenizer, bpe_model, {MARK: saved.run_id})
+        try:
+            gguf.write(new, model, architecture, tokenizer, bpe_model, {MARK: saved.run_id})
+        except OSError as error:
+            if error.strerror:
+                raise
+            raise UserError(f"can't write {out}: the disk may be full") from None  # numpy's
         os.replace(new, out)
     return architecture
 

@@ -4,6 +4,7 @@ python plot.py out/*_metrics.jsonl [--x tokens] [--out curves.png]
 """
 
 import gc
+import io
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from common.cli import Parser, command
 from common.errors import UserError, one_line
-from common.files import expand
+from common.files import expand, write_bytes
 from common.metrics import read_metrics
 
 PANELS = {
@@ -136,14 +137,14 @@ def draw(runs: dict[str, list[dict]], out: str | Path, x: str = "step") -> None:
 
     Raises UserError.
     """
-    figure, out = curves(runs, x), Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    figure, out, content = curves(runs, x), Path(out), io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # in the name of a run
-            figure.savefig(out, dpi=110, format=out.suffix[1:] or "png")
-    except ValueError as error:  # not a format for figures
+            figure.savefig(content, dpi=110, format=out.suffix[1:] or "png")
+    except (ValueError, RuntimeError) as error:  # not a format for figures, or it needs TeX
         raise UserError(f"can't draw into {out}: {one_line(error)}", status=2) from None
+    write_bytes(out, content.getvalue())
     del figure
     gc.collect()  # figures have reference cycles: 5 MB would stay until the next collection
 

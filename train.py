@@ -151,7 +151,10 @@ class Run:
         before clipping, both as tensors on the device.
         """
         config, device = self.config, self.model.device
-        ids = self.batches(step).to(device)
+        ids = self.batches(step)
+        if device.type == "cuda":
+            ids = ids.pin_memory().to(device, non_blocking=True)  # does not wait for the GPU
+        ids = ids.to(device)
         micro_batches = ids.split(config.micro_batch_size or len(ids))
         loss = torch.zeros((), device=device)
 

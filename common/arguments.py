@@ -32,6 +32,7 @@ ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTI
 SHAPE = [name for name in ARCHITECTURE if name != "dropout"]
 # what a resumed run can't change
 FIXED = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer", "init_from"]
+INITIALIZED = [*SHAPE, "learning_rate", "min_lr"]  # settings that --init_from may change
 WHICH_RUN = ("resume", "out_dir", "run_name")
 # what decides where the other settings come from; an on_cpu block can't set it
 SOURCES = (*WHICH_RUN, "init_from", "device")
@@ -53,6 +54,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
         if file or not {"run_name", "resume"} <= given.keys():
             raise
         values, on_cpu = {}, {}  # the run has its settings: it does not need the default file
+    own_rate = "learning_rate" in given or {"init_from", "learning_rate"} <= values.keys()
     early = make_config({name: v for name, v in (values | given).items() if name in SOURCES})
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
@@ -77,17 +79,21 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
             names = ", ".join(clash)
             raise UserError(f"{early.init_from} determines the architecture: drop {names}", 2)
         model = saved.settings()
-        values |= {name: getattr(model, name) for name in SHAPE}
+        shape = {name: getattr(model, name) for name in SHAPE}
+        if changes := {n: v for n, v in shape.items() if n in values and values[n] != v}:
+            report(f"model    {early.init_from} determines the architecture:", changes, values)
+        values |= shape
         on_cpu = {name: value for name, value in on_cpu.items() if name not in SHAPE}
 
     # a new run
     on_cpu = {name: value for name, value in on_cpu.items() if name not in given}
     if on_cpu:
-        report_on_cpu(on_cpu, values)
+        title = "on_cpu   on a CPU, the config's on_cpu block applies (--on_cpu=false ignores it):"
+        report(title, on_cpu, values)
     values |= on_cpu
     values |= shorter_warmup(values | given, given)
     config = make_config(values | given)
-    if early.init_from and "learning_rate" not in given:
+    if early.init_from and not own_rate:
         config = make_config(values | given | fine_tuning_rates(config, given))
 
     # torchrun has restarted the processes: go on with this run, but not with another of its name
@@ -98,14 +104,14 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     return config, saved
 
 
-def report_on_cpu(on_cpu: dict, values: dict) -> None:
-    """Prints what the on_cpu block sets, and which settings of the file it overrides."""
-    changes = []
-    for name, value in on_cpu.items():
+def report(title: str, changes: dict, values: dict) -> None:
+    """Prints changes of settings, and which values of the config file they override."""
+    listed = []
+    for name, value in changes.items():
         overridden = name in values and values[name] != value
-        changes.append(f"{name}={value}" + (f" instead of {values[name]}" if overridden else ""))
-    print("on_cpu   on a CPU, the config's on_cpu block applies (--on_cpu=false ignores it):")
-    print(textwrap.fill(", ".join(changes), 98, initial_indent=INDENT, subsequent_indent=INDENT))
+        listed.append(f"{name}={value}" + (f" instead of {values[name]}" if overridden else ""))
+    print(title)
+    print(textwrap.fill(", ".join(listed), 98, initial_indent=INDENT, subsequent_indent=INDENT))
 
 
 def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Config) -> None:
@@ -116,8 +122,8 @@ def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Co
         with suppress(ValueError):
             in_file = [convert(SETTINGS[name], value) for value in in_file]
         value = getattr(config, name)
-        explicit = name in given or name in WHICH_RUN
-        if in_file and value not in in_file and not explicit:
+        expected = name in given or name in WHICH_RUN or config.init_from and name in INITIALIZED
+        if in_file and value not in in_file and not expected:
             unused[name] = f"{name}={in_file[-1]} (the run has {value})"
     if unused:
         listed = ", ".join(unused.values())

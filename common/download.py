@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import BinaryIO
@@ -81,17 +83,12 @@ def fetch(
 ) -> Path:
     """Downloads url to path and returns path; a file that is already there is only verified.
 
-    timeout: seconds to connect, and without receiving a byte. Raises UserError, also if another
-    process is downloading into the folder; path is then unchanged.
+    timeout: seconds to connect, and without receiving a byte. Waits while another process downloads
+    into the folder. Raises UserError; path is then unchanged.
     """
     path = Path(path)
     if path.exists():
-        if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise UserError(
-                f"{path} is not the file from {url} (its sha256 differs): remove it to download it"
-                " again, or, if it is your own text, move it and name it with --input"
-            )
-        return path
+        return verified(path, url, sha256)
     by_hand = f"try again later, or put the file at {path} by hand"
 
     def write(file: BinaryIO) -> None:
@@ -106,13 +103,32 @@ def fetch(
         if sha256 and digest != sha256:
             raise UserError(f"{url} is not the expected file (its sha256 differs): {by_hand}")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    busy = f"can't download {path}: another program is downloading to its folder; try again later"
-    try:
-        with locked(path.parent, busy), session(retries) as web:
+    with folder_for_downloads(path.parent), session(retries) as web:
+        if path.exists():  # another process has just downloaded it
+            return verified(path, url, sha256)
+        try:
             write_atomically(path, write)
-    except requests.RequestException as error:
-        raise UserError(f"can't download {url} ({reason(error)}): {by_hand}") from None
+        except requests.RequestException as error:
+            raise UserError(f"can't download {url} ({reason(error)}): {by_hand}") from None
+    return path
+
+
+@contextmanager
+def folder_for_downloads(folder: str | Path) -> Iterator[None]:
+    """Makes a folder. While the block runs, other processes that download to it wait."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    busy = f"waiting for another program, which is downloading to {folder}"
+    with locked(Path(folder), busy, wait=True):
+        yield
+
+
+def verified(path: Path, url: str, sha256: str | None) -> Path:
+    """Returns path, whose content must have this sha256. Raises UserError."""
+    if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise UserError(
+            f"{path} is not the file from {url} (its sha256 differs): remove it to download it"
+            " again, or, if it is your own text, move it and name it with --input"
+        )
     return path
 
 
@@ -151,8 +167,9 @@ def fetch_wheel(name: str, version: str, folder: str | Path) -> Path:
     target = Path(folder, f"{name}-{version}")
     if target.exists():
         return target
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with folder_for_downloads(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
+        if target.exists():  # another process has just unpacked it
+            return target
         files = Path(temporary, "files")
         failure = "neither pip nor uv is installed"
         patience = {"UV_HTTP_TIMEOUT": str(INDEX_TIMEOUT), "UV_HTTP_RETRIES": "0"}

@@ -282,14 +282,23 @@ def lock(file: int | IO, problem: str) -> None:
 
 
 @contextmanager
-def locked(folder: Path, problem: str) -> Iterator[None]:
-    """Locks a folder for the time of a `with` block. Raises UserError(problem) if it is locked."""
+def locked(folder: Path, problem: str, wait: bool = False) -> Iterator[None]:
+    """Locks a folder for the time of a `with` block.
+
+    If it is locked, prints `problem` and waits, or raises UserError(problem).
+    """
     if fcntl is None:  # Windows can't open a folder
         yield
         return
     file = os.open(folder, os.O_RDONLY)
     try:
-        lock(file, problem)
+        try:
+            lock(file, problem)
+        except UserError as error:
+            if not wait:
+                raise
+            print(error, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
         os.close(file)

@@ -85,8 +85,9 @@ def read_inputs(
     """
     if separator is not None and field:
         raise UserError("--separator and --field can't be combined", status=2)
-    if separator == "":
-        raise UserError("--separator must not be empty", status=2)
+    for name, value in (("separator", separator), ("pattern", pattern)):
+        if value == "":
+            raise UserError(f"--{name} must not be empty", status=2)
     try:
         "".encode(encoding)
     except (LookupError, UnicodeError):
@@ -104,7 +105,7 @@ def read_inputs(
         print(f"note: --field NAME makes each line of {listed(lines)} a document")
 
     def text() -> Text:
-        problems, divided = [], False
+        problems, unreadable, divided = [], [], False
         suggest_encoding = expects_utf8  # until some file shows that another one would not help
         for file in found:
             pieces = file.pieces(encoding)
@@ -116,15 +117,17 @@ def read_inputs(
                 for piece in pieces:
                     divided |= piece is END
                     suggest_encoding &= piece is END or piece.isascii()
-                    if not problems:
+                    if not problems and not unreadable:
                         yield piece
             except NotText as error:
                 problems.append(str(error))
                 suggest_encoding &= not isinstance(error, OtherFormat)
             except OSError as error:
-                problems.append(f"{file.name} can't be read ({error.strerror})")
-            if not problems:  # a reader that stops early must still reach the error below
-                yield END
+                unreadable.append(f"{file.name} ({error.strerror})")
+            if not problems and not unreadable:
+                yield END  # so that a reader that stops early still reaches the error below
+        if unreadable:
+            raise UserError(f"can't read {listed(unreadable)}")
         if problems:
             advice = "convert them to UTF-8, or leave them out with --skip_undecodable"
             if suggest_encoding:

@@ -1,5 +1,6 @@
 """What a training run prints."""
 
+import errno
 import math
 import os
 import sys
@@ -82,11 +83,14 @@ class Progress:
         try:
             self.bar.write(text, file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:
+        except OSError as error:
             discard_output()
+            if error.errno == errno.EIO:  # the terminal was closed, and the run is to go on
+                return
             self.unread = True
+            problem = f"can't write to standard output ({error.strerror})"
             with suppress(OSError):
-                print("standard output was closed: stopping after this step", file=sys.stderr)
+                print(f"{problem}: stopping after this step", file=sys.stderr)
 
     def log(self, step: int, row: dict) -> None:
         """A line about a training step, from its row of metrics; "norm" is the gradient's.
@@ -120,10 +124,17 @@ class Progress:
             per_step = (seconds - at) / (step - before)
             self.fastest = min(self.fastest, per_step)
             times = per_step / self.fastest
-            busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.25 * os.cpu_count()
-            if times > SLOW and busy and not self.slow:
+            if times > SLOW and not self.slow and machine_is_busy():
                 self.slow = True
                 self.print(
                     f"steps now take {times:.1f} times as long: other programs are using the CPU"
                 )
         self.latest = step, seconds
+
+
+def machine_is_busy() -> bool:
+    """Whether more programs want to run than there are processors."""
+    try:
+        return os.getloadavg()[0] > 1.25 * os.cpu_count()
+    except (AttributeError, OSError):  # Windows; systems that keep it secret
+        return False

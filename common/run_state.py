@@ -72,13 +72,21 @@ def make_room(config: Config) -> None:
             " --run_name, or delete it",
             status=2,
         )
-    if state.get("step") == 0 or not (state or config.path("best.pt").exists()):
+    metrics = config.path("metrics.jsonl")
+    recorded = metrics.exists() and metrics.stat().st_size > 0
+    if state.get("step") == 0 or not (state or config.path("best.pt").exists() or recorded):
         return  # nothing worth keeping, and no reason to replace what an earlier run has kept
-    kept = {
-        path: path.with_name(f"{path.stem}.prev{path.suffix}")
-        for path in map(config.path, FILES)
-        if path.exists()
+    places = {
+        path: path.with_name(f"{path.stem}.prev{path.suffix}") for path in map(config.path, FILES)
     }
+    kept = {path: new for path, new in places.items() if path.exists()}
+    longest = checkpoint.peek(places[last]).get("step", 0)
+    if state and state["step"] < longest:
+        print(
+            f"replacing an earlier run of {state['step']:,} steps;"
+            f" {config.path('*.prev.*')} are of one of {longest:,} steps"
+        )
+        return
     start = Path(os.path.expanduser(config.init_from or "")).resolve()
     if start in map(Path.resolve, kept.values()):
         raise UserError(
@@ -86,9 +94,12 @@ def make_room(config: Config) -> None:
             " --run_name",
             status=2,
         )
-    replaced = any(new.exists() for new in kept.values())
-    for path, new in kept.items():
-        os.replace(path, new)
+    replaced = any(new.exists() for new in places.values())
+    for path, new in places.items():
+        if path in kept:
+            os.replace(path, new)
+        else:
+            new.unlink(missing_ok=True)  # of another run than those that are kept now
     note = ", replacing those of the run before it" if replaced else ""
     print(f"kept the files of an earlier run as {config.path('*.prev.*')}{note}")
 

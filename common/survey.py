@@ -92,7 +92,7 @@ def document_sizes(text: Text) -> Iterator[int]:
         if number > last:
             yield size
             last, size = number, 0
-        size += len(piece.encode("utf-8"))
+        size += len(piece.encode("utf-8", "surrogatepass"))
     yield size
 
 

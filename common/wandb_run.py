@@ -3,6 +3,7 @@
 import functools
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +29,10 @@ def harmless(method):
             method(self, *args)
         except Exception as error:
             print(f"Weights & Biases is disabled for the rest of the run: {one_line(error)}")
-            self.run = None
+            run, self.run = self.run, None
+            with suppress(Exception):
+                run.finish(exit_code=1)
+            self.print_upload_command()
 
     return call
 
@@ -82,8 +86,11 @@ class WandbRun:
 
     @harmless
     def finish(self, exit_code: int) -> None:
-        """Ends the run; if it was offline, prints the command that uploads all its parts."""
         self.run.finish(exit_code=exit_code)
+        self.print_upload_command()
+
+    def print_upload_command(self) -> None:
+        """Prints the command that uploads all parts of the run that were offline, if any."""
         if parts := sorted(map(str, self.folder.glob(f"offline-run-*-{self.run_id}-*"))):
             print("upload to Weights & Biases: wandb sync", *map(quote, parts))
 
@@ -102,6 +109,7 @@ def start(config: Config, run_id: str, mode: str, folder: Path):
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "data"))
     import wandb
 
+    os.environ["WANDB_MODE"] = mode  # login() looks only there
     if mode == "online" and not wandb.login(timeout=LOGIN_TIMEOUT):
         raise ValueError("there is no API key: run `wandb login`, or set WANDB_API_KEY")
     run = wandb.init(
@@ -116,4 +124,6 @@ def start(config: Config, run_id: str, mode: str, folder: Path):
         settings=wandb.Settings(init_timeout=30, silent=True),
     )
     run.define_metric("*", step_metric="step")
+    if mode == "online":
+        print(f"Weights & Biases: {run.url}")
     return run

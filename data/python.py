@@ -36,6 +36,9 @@ def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None
         )
     paths.sort()
     added = files.find(inputs, [pattern or "*.py"])
+    for path in added:
+        if not path.is_file():  # it could be read only once
+            raise UserError(f"{path} is not a file or folder: save what it gives to a file first")
     if left_out := [str(path) for path in added if decode(path) is None]:
         print(f"left out, as they are not UTF-8 text: {listed(left_out)}")
 

@@ -181,6 +181,8 @@ def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run,
     assert config.learning_rate == 5e-3
     config, _ = load_config([path])
     assert config.learning_rate == 1e-2
+    path = config_file(f"init_from = {BEST!r}\nlearning_rate = 1e-4\n")
+    assert load_config([path])[0].learning_rate == 1e-4
 
 
 @pytest.mark.parametrize("wrong", ["config/shakespeare_char.py", "configs/shakespeare_char"])
@@ -284,12 +286,15 @@ def test_a_resumed_run_cannot_change_its_model_or_its_batches(saved, changes, re
 # fine-tuning
 
 
-def test_a_fine_tuned_model_has_the_architecture_of_its_checkpoint(finished_run, config_file):
+def test_a_fine_tuned_model_has_the_architecture_of_its_checkpoint(
+    finished_run, config_file, capsys
+):
     path = config_file("n_layers = 7\ndropout = 0.5\non_cpu = dict(n_heads=8, max_steps=200)\n")
     config, start = load_config([path, "--device=cpu", f"--init_from={BEST}"])
     assert start.run_id == checkpoint.load(BEST).run_id
     assert config.n_layers == 2
     assert config.n_heads == 2
+    assert "architecture:\n         n_layers=2 instead of 7\n" in capsys.readouterr().out
     assert config.dropout == 0.5  # not part of the model
     assert config.max_steps == 200
     assert not config.resume

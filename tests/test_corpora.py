@@ -1,4 +1,5 @@
 import hashlib
+import os
 import platform
 import re
 import sysconfig
@@ -85,6 +86,9 @@ def test_python_adds_source_trees(library, tmp_path, monkeypatch, capsys):
     assert texts(python.load(tmp_path, inputs=[more], pattern="*_txt")) == ["# abc", "# e"]
     with pytest.raises(UserError, match=r"no \*\.py in"):
         python.load(tmp_path, inputs=[more])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is not a file or folder"):
+        python.load(tmp_path, inputs=[str(tmp_path / "pipe")])
 
 
 def test_a_python_without_source_files_is_refused(library, tmp_path):

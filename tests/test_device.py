@@ -47,9 +47,10 @@ def test_a_cpu_with_amx_generates_one_text_in_float32(monkeypatch):
 # compilation
 
 
-def test_short_runs_on_a_cpu_are_not_compiled():
+@pytest.mark.parametrize("device, flops", [("cpu", 1e12), ("cuda", 1e14), ("mps", 1e18)])
+def test_runs_that_compilation_would_make_longer_are_not_compiled(device, flops):
     reason = "auto: takes longer to compile than it saves here"
-    assert pick_compile("auto", CPU, flops=1e9) == (False, reason)
+    assert pick_compile("auto", torch.device(device), flops) == (False, reason)
 
 
 def test_compilation_can_be_turned_off():

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from functools import partial
@@ -114,10 +115,21 @@ def test_a_file_with_another_hash_is_discarded(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_two_downloads_to_a_folder_at_once_are_refused(tmp_path):
-    with locked(tmp_path, "busy"):
-        message = refused(lambda n, request: pytest.fail("asked"), tmp_path / "file")
-    assert "another program is downloading to its folder" in message
+def test_a_second_download_waits_for_the_first_and_uses_its_file(tmp_path, capsys):
+    path, started = tmp_path / "file", threading.Event()
+
+    def other_program():
+        with locked(tmp_path, "busy"):
+            started.set()
+            time.sleep(0.3)
+            path.write_bytes(BODY)
+
+    thread = threading.Thread(target=other_program)
+    thread.start()
+    started.wait()
+    assert fetch(lambda n, request: pytest.fail("asked"), path).read_bytes() == BODY
+    thread.join()
+    assert "waiting for another program, which is downloading to" in capsys.readouterr().out
 
 
 def test_a_file_put_there_by_hand_is_verified_and_kept(tmp_path):

@@ -386,7 +386,12 @@ def edit_card() -> None:
         file.write("license: mit")
 
 
-@pytest.mark.parametrize("change", [fine_tune, edit_card])
+def edit_generation() -> None:
+    path = Path("hf/generation_config.json")
+    path.write_text(path.read_text().replace("max_new_tokens", "max_length"))
+
+
+@pytest.mark.parametrize("change", [fine_tune, edit_card, edit_generation])
 def test_an_export_that_was_changed_is_not_replaced(folder, capsys, change):
     save(build_model())
     assert run_export() == 0
@@ -398,14 +403,16 @@ def test_an_export_that_was_changed_is_not_replaced(folder, capsys, change):
     assert contents(folder) == before
 
 
-def test_an_export_that_was_killed_can_not_be_loaded_and_can_be_repeated(folder, monkeypatch):
+@pytest.mark.parametrize("killed", [True, False])
+def test_an_interrupted_export_can_not_be_loaded_and_can_be_repeated(folder, monkeypatch, killed):
     save(build_model())
     assert run_export() == 0
     save(build_model(n_layers=1))
     replace = os.replace
 
     def kill_after_the_first(source, target):
-        shutil.copytree(Path(source).parent, "hf/.export-left")
+        if killed:  # then its temporary folder stays
+            shutil.copytree(Path(source).parent, "hf/.export-left")
         replace(source, target)
         raise KeyboardInterrupt
 
@@ -434,6 +441,7 @@ def test_an_empty_folder_stays_the_same_folder(folder):
         ("hf/notes.txt", "a file that is not ours, in an export"),
         ("other/config.json", "{}"),
         ("other/config.json", "damaged"),
+        ("other/config.json", "[]"),
         ("other/README.md", "a folder without config.json"),
         ("file", "not a folder"),
     ],

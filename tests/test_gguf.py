@@ -77,6 +77,16 @@ def test_an_earlier_file_is_replaced_and_anything_else_is_not(folder, capsys):
     assert contents(folder) == before
 
 
+def test_a_full_disk_is_named(folder, monkeypatch, capsys):
+    def write(*_):
+        raise OSError("802816 requested and 1024 written")  # numpy's words
+
+    save(build_model())
+    monkeypatch.setattr("common.gguf.write", write)
+    assert run_export() == 1
+    assert "the disk may be full" in error_line(capsys)
+
+
 def test_the_missing_package_is_named(folder, monkeypatch, capsys):
     save(build_model())
     before = contents(folder)

@@ -141,6 +141,12 @@ def test_patterns(path, pattern, matching):
     assert matches(path.split("/"), pattern) == matching
 
 
+def test_a_pattern_must_not_be_empty(folder):
+    write(a_txt="a")
+    with pytest.raises(UserError, match="--pattern must not be empty"):
+        read_inputs(["."], pattern="")
+
+
 @pytest.mark.parametrize("pattern", [".rst", "rst"])
 def test_a_pattern_without_a_wildcard_is_explained(folder, pattern):
     write(texts__a_rst="a")
@@ -195,6 +201,18 @@ def test_all_files_that_can_not_be_decoded_are_named_at_once(folder):
     assert "texts/c.txt is not UTF-8 text (byte 0 is 0xff)" in str(error.value)
     assert "--encoding" in str(error.value)
     assert "--skip_undecodable" in str(error.value)
+
+
+def test_another_encoding_is_not_suggested_for_files_without_permission(folder, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+        yield
+
+    write(a_txt="a")
+    monkeypatch.setattr(inputs.Input, "pieces", refuse)  # root may read any file
+    with pytest.raises(UserError) as error:
+        texts("a.txt")
+    assert str(error.value) == "can't read a.txt (Permission denied)"
 
 
 def test_another_encoding_is_not_suggested_for_files_of_which_some_are_utf8(folder):

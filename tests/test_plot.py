@@ -54,6 +54,17 @@ def test_the_ending_of_out_decides_the_format_and_its_folder_is_made(metrics):
     assert "<svg" in Path("figures/curves.svg").read_text()
 
 
+def test_a_figure_that_can_not_be_drawn_leaves_the_old_one(metrics, capsys, monkeypatch):
+    def savefig(*_, **__):
+        raise RuntimeError("xelatex not found")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    Path("curves.pgf").write_text("an older figure")
+    assert plot.main([str(metrics), "--out=curves.pgf"]) == 2
+    assert "can't draw into curves.pgf: xelatex not found" in capsys.readouterr().err
+    assert Path("curves.pgf").read_text() == "an older figure"
+
+
 def test_the_loss_panel_shows_the_measured_and_the_smoothed_loss_and_the_validation_loss(metrics):
     raw, smoothed, validation = plot.curves(plot.load_runs([metrics])).axes[0].lines
     losses = 4 - np.arange(100) / 50

@@ -1,5 +1,6 @@
 """The files of a run: what is kept, refused and checked before the first step."""
 
+import errno
 import os
 import shutil
 from collections import namedtuple
@@ -27,6 +28,29 @@ def test_a_new_run_keeps_all_files_of_a_finished_one(finished_run, tiny, capsys)
         assert Path(f"out/{stem}.prev{suffix}").read_bytes() == content
     train(tiny(seed=3))
     assert "tiny_*.prev.*, replacing those of the run before it" in capsys.readouterr().out
+
+
+def test_short_tries_do_not_replace_the_longest_of_the_runs_before(finished_run, tiny, capsys):
+    content = BEST.read_bytes()
+    for seed in (2, 3):
+        train(tiny(max_steps=6, seed=seed))
+    assert Path("out/tiny_best.prev.pt").read_bytes() == content
+    printed = "replacing an earlier run of 6 steps; out/tiny_*.prev.* are of one of 12 steps"
+    assert printed in capsys.readouterr().out
+    assert train(tiny())["finished"]
+    assert Path("out/tiny_best.prev.pt").read_bytes() == content
+
+
+def test_metrics_without_a_checkpoint_are_kept(finished_run, tiny):
+    metrics = Path("out/tiny_metrics.jsonl").read_bytes()
+    LAST.unlink()
+    BEST.unlink()
+    train(tiny(seed=2))
+    assert Path("out/tiny_metrics.prev.jsonl").read_bytes() == metrics
+    LAST.unlink()
+    train(tiny(seed=3))
+    assert Path("out/tiny_best.prev.pt").exists()
+    assert not Path("out/tiny_last.prev.pt").exists()
 
 
 def test_an_unfinished_run_is_not_replaced(dataset, tiny, monkeypatch):
@@ -67,7 +91,16 @@ def test_a_run_stops_and_saves_when_nobody_reads_its_output(dataset):
     process.stdout.close()
     assert process.wait(timeout=100) == 130
     assert checkpoint.load(LAST).step > 5
-    assert "standard output was closed: stopping" in process.stderr.read()
+    assert "can't write to standard output (Broken pipe): stopping" in process.stderr.read()
+
+
+def test_a_run_goes_on_after_its_terminal_was_closed(dataset, tiny, monkeypatch):
+    def write(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("common.progress.tqdm.write", write)
+    monkeypatch.setattr("common.progress.discard_output", lambda: None)
+    assert train(tiny())["finished"]
 
 
 def test_a_run_that_can_not_be_read_is_not_replaced(dataset, tiny):

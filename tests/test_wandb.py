@@ -1,6 +1,7 @@
 """Logging to Weights & Biases: what our code tells its library, and what the library writes."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ METRICS = "out/tiny_metrics.jsonl"
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """Without variables of the library; those that our code sets are removed after the test."""
-    for name in ("WANDB_DISABLED", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -106,6 +107,9 @@ def test_a_setting_overrides_the_environment_variable(folder, tiny, wandb, monke
     monkeypatch.setenv("WANDB_MODE", "offline")
     WandbRun(tiny(wandb_mode="disabled"), "the id")
     wandb.init.assert_not_called()
+    wandb.login.side_effect = lambda **_: os.environ["WANDB_MODE"] == "online"  # as the real one
+    WandbRun(tiny(wandb_mode="online"), "the id")
+    assert wandb.init.call_args.kwargs["mode"] == "online"
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1"])
@@ -199,6 +203,7 @@ def test_an_error_while_logging_does_not_end_the_run(dataset, online, wandb, cap
     message = "Weights & Biases is disabled for the rest of the run: the network is down for ever\n"
     assert message in capsys.readouterr().out
     wandb.init.return_value.log.assert_called_once()
+    wandb.init.return_value.finish.assert_called_once_with(exit_code=1)
 
 
 # the real library
