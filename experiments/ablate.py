@@ -242,7 +242,7 @@ STUDIES = {
     "long": Study(
         "Which effects last when the text is read many times?",
         {
-            "as shipped": {},
+            "base": {},
             "LayerNorm": {"norm_type": "layernorm"},
             "post-norm": {"norm_position": "post"},
             "learned positions": {"pos_type": "learned"},

@@ -129,17 +129,17 @@ def run_one(config: Config) -> dict:
             diverged = error.step
 
     rows, dataset = read_metrics(config.path("metrics.jsonl")), load_dataset(config.dataset)
-    curves = summarize(rows)
+    curves, (device, _) = summarize(rows), pick_device(config.device)
     if diverged is not None:
         final, best = None, min(curves["val_losses"])
     else:
         final = best = trained["best_val_loss"]
         if curves["val_losses"][-1] > min(curves["val_losses"]):
-            device, _ = pick_device(config.device)
             dtype, _ = pick_dtype(config.dtype, device)
             last, _ = checkpoint.load(config.path("last.pt")).build(device)
             final = mean_loss(last, dataset.val, dtype)
     result = {
+        "machine": machine(device),
         "seed": config.seed,
         "steps": config.max_steps,
         "tokens": config.max_steps * config.tokens_per_step,
@@ -188,7 +188,7 @@ class Trainer:
         if kept and self.first_call:
             print(
                 f"{kept} of {len(by_path)} runs are kept from before, with equal settings and data;"
-                f" after a change of the code, delete {next(iter(by_path)).parent.parent} first"
+                f" after a change of code or machine, delete {next(iter(by_path)).parent.parent} first"
             )
         self.first_call = False
         if missing:

@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,18 +132,29 @@ def test_the_committed_table_is_that_of_the_results():
     assert bench.results_table(folder) + "\n" == committed
 
 
-@pytest.mark.slow
 def test_steps_are_measured_alone_and_beside_a_busy_program(folder, monkeypatch):
-    Path("verses.txt").write_text(verses(400))
-    prepare("shakespeare_char", ["verses.txt"])
-    monkeypatch.setattr(bench, "SHAPES", {"0.8M": (SHAPE, 8)})
+    others = []  # programs that are busy now
+
+    @contextmanager
+    def busy_program():
+        others.append("busy")
+        yield
+        others.clear()
+
+    def rate(settings, steps, variables):
+        assert variables == {"OMP_WAIT_POLICY": "passive"}
+        return 10_000.0 if others else 20_000.0
+
+    monkeypatch.setattr(bench, "busy_program", busy_program)
+    monkeypatch.setattr(bench, "our_training_rate", rate)
+    monkeypatch.setattr(bench, "SHAPES", {"0.8M": ({"batch_size": 4, "block_size": 50}, 8)})
     monkeypatch.setattr(bench, "WAITING", {"passive": {"OMP_WAIT_POLICY": "passive"}})
-    monkeypatch.setattr(bench, "LOAD", "import time; time.sleep(600)")
-    assert bench.main(["busy", "--rounds=1", "--results=."]) == 0
+    assert bench.main(["busy", "--rounds=2", "--results=."]) == 0
     alone, beside = read_results("busy")
     assert "alone" in alone["what"]
+    assert alone["ours"] == [10.0, 10.0]  # milliseconds for 200 tokens
     assert "beside" in beside["what"]
-    assert alone["ours"][0] > 0
+    assert beside["ours"] == [20.0, 20.0]
 
 
 def test_programs_start_without_our_openmp_settings(monkeypatch):

@@ -141,8 +141,17 @@ def test_transformers_computes_the_same_logits_to_the_end_of_the_context(exporte
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("length", [150, pytest.param(LONG - 3, marks=pytest.mark.slow)])
-def test_transformers_generates_the_same_greedy_text(exported, length):
+def test_transformers_generates_the_same_greedy_text(exported):
+    generate_the_same(exported, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exported", ["Qwen3", "Llama", "GPT2"], indirect=True)
+def test_transformers_generates_the_same_text_to_the_end_of_the_context(exported):
+    generate_the_same(exported, LONG - 3)
+
+
+def generate_the_same(exported, length: int) -> None:
     _, model, theirs, _ = exported
     start = torch.tensor([[0, 1, 2]])
     expected = model.generate(start, length, temperature=0)
