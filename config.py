@@ -102,14 +102,19 @@ class Config(GPTConfig):
         if not re.fullmatch(r"[^/\\\0\ud800-\udfff]+", self.run_name):
             found.append(f"run_name must be valid UTF-8 without slashes, not {self.run_name!r}")
         try:
-            self.path("")
+            Path(self.out_dir).expanduser()
         except RuntimeError:
             found.append(f"out_dir {self.out_dir!r} names an unknown user")
         return found
 
+    @property
+    def folder(self) -> Path:
+        """Where this run's files are: out_dir, with a ~ expanded."""
+        return Path(self.out_dir).expanduser()
+
     def path(self, ending: str) -> Path:
         """A file of this run, such as out/capstone_best.pt for "best.pt"."""
-        return Path(self.out_dir).expanduser() / f"{self.run_name}_{ending}"
+        return self.folder / f"{self.run_name}_{ending}"
 
     @property
     def final_lr(self) -> float:

@@ -68,7 +68,11 @@ def mean_loss(
 
 
 def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
-    """Measures a checkpoint, or GPT-2, on a text, or on its validation split. Raises UserError."""
+    """Measures a checkpoint, or GPT-2, on a text, or on its validation split.
+
+    Returns what --json prints: loss in nats per token, perplexity, bits_per_byte, tokens, bytes and
+    what was measured. Raises UserError.
+    """
     # the model
     device, _ = pick_device(device_name)
     saved = load_model(path)

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,11 +163,15 @@ def describe_model(config: GPTConfig, architecture: str) -> dict:
     }
 
 
-def add_biases(model: GPT) -> GPT:
-    """The same model with biases: zeros if it had none."""
-    biased = GPT(replace(model.config, bias=True))  # they start as zeros
-    biased.load_state_dict(model.state_dict(), strict=False)
-    return biased
+def build(saved: Checkpoint) -> tuple[GPT, Tokenizer, str]:
+    """The model, its tokenizer, and the name of its architecture. Raises UserError."""
+    model, tokenizer = saved.build(torch.device("cpu"))
+    architecture = find_architecture(model.config)
+    if architecture == "GPT2":  # always has biases: zeros if ours has none
+        biased = GPT(replace(model.config, bias=True))
+        biased.load_state_dict(model.state_dict(), strict=False)
+        model = biased
+    return model, tokenizer, architecture
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
@@ -301,9 +306,15 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def to_json(content: dict) -> bytes:
+    return json.dumps(content, ensure_ascii=False, indent=2).encode()
+
+
 def check_folder(out: Path) -> None:
     """Raises UserError unless `out` is missing, empty or an earlier export."""
-    try:
+    if not out.exists():
+        return
+    with suppress(NotADirectoryError, FileNotFoundError, ValueError, TypeError, AttributeError):
         names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
         names.discard("lost+found")  # of a mounted disk
         interrupted = "config.json" not in names and any(out.glob(f"{UNFINISHED}*"))
@@ -315,9 +326,6 @@ def check_folder(out: Path) -> None:
         for name in names - {"config.json"}:
             changed |= sha256((out / name).read_bytes()) != hashes.get(name)
         if names <= FILES and MARK in config and not changed:
-            return
-    except (NotADirectoryError, FileNotFoundError, ValueError, TypeError, AttributeError):
-        if not out.exists():
             return
     raise UserError(NOT_OURS.format(out))
 
@@ -369,20 +377,17 @@ def export_folder(saved: Checkpoint, out: Path) -> str:
     modules = GPT2_MODULES if architecture == "GPT2" else LLAMA_MODULES
     special_tokens, generation = describe_special_tokens(tokenizer, model.config)
     ids = {name: generation[name] for name in ("bos_token_id", "eos_token_id")}
-    descriptions = {
-        "tokenizer.json": describe_tokenizer(tokenizer),
-        "tokenizer_config.json": special_tokens,
-        "generation_config.json": generation,
-        "config.json": describe_model(model.config, architecture) | ids | {MARK: saved.run_id},
+    config = describe_model(model.config, architecture) | ids | {MARK: saved.run_id}
+    card = model_card(saved, tokenizer, architecture, str(out))
+    files = {
+        "README.md": card.encode("utf-8", "replace"),
+        "model.safetensors": safetensors.save(renamed(model, modules), {"format": "pt"}),
+        "tokenizer.json": to_json(describe_tokenizer(tokenizer)),
+        "tokenizer_config.json": to_json(special_tokens),
+        "generation_config.json": to_json(generation),
     }
-    card = model_card(saved, tokenizer, architecture, str(out)).encode("utf-8", "replace")
-    weights = safetensors.save(renamed(model, modules), {"format": "pt"})
-    files = {"README.md": card, "model.safetensors": weights}
-    for name, content in descriptions.items():
-        if name == "config.json":  # the last one
-            content[HASHES] = {other: sha256(written) for other, written in files.items()}
-        files[name] = json.dumps(content, ensure_ascii=False, indent=2).encode()
-    write_folder(out, files)
+    config[HASHES] = {name: sha256(content) for name, content in files.items()}
+    write_folder(out, files | {"config.json": to_json(config)})
     return architecture
 
 
@@ -403,13 +408,6 @@ def export_file(saved: Checkpoint, out: Path) -> str:
             raise UserError(f"can't write {out}: the disk may be full") from None  # numpy's
         os.replace(new, out)
     return architecture
-
-
-def build(saved: Checkpoint) -> tuple[GPT, Tokenizer, str]:
-    """The model, with the parameters of its architecture, and its tokenizer. Raises UserError."""
-    model, tokenizer = saved.build(torch.device("cpu"))
-    architecture = find_architecture(model.config)
-    return add_biases(model) if architecture == "GPT2" else model, tokenizer, architecture
 
 
 @command

@@ -1,4 +1,4 @@
-"""A GPT in one file: norm, positions, attention, MLP, block, model, generation.
+"""A GPT in one file: config, norm, positions, attention, MLP, block, model, generation, losses.
 
 Shapes: B sequences, T positions, C = d_model channels, H heads of D = C / H channels, V tokens in
 the vocabulary.
@@ -93,6 +93,13 @@ def count_parameters(config: GPTConfig) -> int:
     head = 0 if config.tie_embeddings else tokens
     final_norm = norm if config.norm_position == "pre" else 0
     return tokens + positions + config.n_layers * block + final_norm + head
+
+
+def flops_per_token(config: GPTConfig) -> float:
+    """Floating-point operations to train on one token: 6 per parameter, embeddings included, and
+    those of attention (Chowdhery et al., 2022, arXiv:2204.02311, appendix B)."""
+    attention = 12 * config.n_layers * config.d_model * config.block_size
+    return 6.0 * count_parameters(config) + attention
 
 
 # -------------------------------------------------------------------------------------------------
@@ -254,7 +261,7 @@ class Attention(nn.Module):
         x = self.conv(x, cache)
         # (B, T, 3 C) -> q, k and v, each (B, H, T, D)
         q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # (B, H, T, D), in float32
+        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # in float32
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         q, k = q.type_as(v), k.type_as(v)
@@ -299,6 +306,7 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = build_norm(config), MLP(config)
 
     def forward(self, x, rope=None, cache=None):
+        """x (B, T, C) -> (B, T, C). rope: cos and sin, each (T, D / 2); cache: see KVCache."""
         if self.pre_norm:
             x = x + self.attn(self.attn_norm(x), rope, cache)
             return x + self.mlp(self.mlp_norm(x), cache)
@@ -371,7 +379,8 @@ class GPT(nn.Module):
     def forward(self, idx, cache: KVCache | None = None):
         """Logits (B, T, V) of idx (B, T); with a cache, idx continues the cached positions.
 
-        An empty cache takes any number of positions, a filled one takes one at a time.
+        An empty cache takes any number of positions, a filled one takes one at a time. Raises
+        ValueError, also if there are more than block_size positions.
         """
         start = cache.length if cache is not None else 0
         end = start + idx.size(1)
@@ -430,6 +439,10 @@ class GPT(nn.Module):
         return torch.cat([idx, *self.stream(idx, max_new_tokens, **sampling)], dim=1)
 
 
+# -------------------------------------------------------------------------------------------------
+# sampling, and losses
+
+
 def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Samples a token (B,) from logits (B, V).
 
@@ -467,10 +480,3 @@ def entropy(logits):
     """Mean entropy in nats of the predicted distributions, given logits (B, T, V)."""
     log_p = logits.float().log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1).mean()
-
-
-def flops_per_token(config: GPTConfig) -> float:
-    """Floating-point operations to train on one token: 6 per parameter, embeddings included, and
-    those of attention (Chowdhery et al., 2022, arXiv:2204.02311, appendix B)."""
-    attention = 12 * config.n_layers * config.d_model * config.block_size
-    return 6.0 * count_parameters(config) + attention

@@ -63,8 +63,8 @@ MAX_VOCABULARY = 1 << 16  # ids are stored as uint16
 JOB_CHARACTERS = 1 << 20  # characters that a thread tokenizes at once
 MAX_WORKERS = 16  # threads; each needs tens of MB
 
-# ------------------------------------------------------------------------------------------------
-# Finding the text
+# -------------------------------------------------------------------------------------------------
+# finding the text
 
 
 def corpora() -> list[str]:
@@ -123,8 +123,8 @@ def find_corpus(
     return load(data_dir() / "downloads", **options)
 
 
-# ------------------------------------------------------------------------------------------------
-# From text to files, in passes that each hold only a few pieces of the text in memory
+# -------------------------------------------------------------------------------------------------
+# from text to files, in passes that each hold only a few pieces of the text in memory
 
 
 def jobs(pieces: Iterable[tuple[str, int, str]]) -> Iterator[tuple[str, list[list[str]]]]:
@@ -258,8 +258,8 @@ def reuse_tokenizer(
     return CharTokenizer(other.characters, separator)
 
 
-# ------------------------------------------------------------------------------------------------
-# Preparing a dataset
+# -------------------------------------------------------------------------------------------------
+# preparing a dataset
 
 
 def prepare(
@@ -289,8 +289,17 @@ def prepare(
     separator = options.get("separator")
     corpus = find_corpus(corpus_name, kind, inputs, limit, options)
     if corpus.validation and val_fraction != VAL_FRACTION:
-        raise UserError(f"{corpus_name} comes with its own validation text: drop --val_fraction", 2)
+        raise UserError(
+            f"{corpus_name} comes with its own validation text: drop --val_fraction", status=2
+        )
     make_dataset(name, kind, corpus, val_fraction, limit, tokenizer_of, replace_unknown, separator)
+
+
+def prepare_missing(name: str) -> None:
+    """Prepares one of the corpora in data/, unless it is prepared already. Raises UserError."""
+    if not is_prepared(name):
+        print(f"preparing the dataset: python prepare.py {name}")
+        prepare(name)
 
 
 def make_dataset(
@@ -321,12 +330,12 @@ def make_dataset(
     documents = int((assignment != LEFT_OUT).sum())
 
     noun = "document" if documents == 1 else "documents"
-    too_few = UserError(
+    too_few = (
         f"{sum(found.sizes):,} characters in {documents:,} {noun} are too few for a training and a"
         f" validation part (val_fraction {val_fraction:g})"
     )
     if not documents:
-        raise too_few
+        raise UserError(too_few)
 
     # the tokenizer; no separator unless training sees one, because samples start from it
     several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
@@ -358,7 +367,7 @@ def make_dataset(
             except UnknownCharacters:
                 raise UserError(CHANGED) from None
             if min(counts[part]["tokens"] for part in SPLITS) < 2:
-                raise too_few
+                raise UserError(too_few)
             meta = {
                 "source": corpus.source,
                 "limit": limit,
@@ -386,13 +395,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
             yield Path(temporary)
-
-
-def prepare_missing(name: str) -> None:
-    """Prepares one of the corpora in data/, unless it is prepared already. Raises UserError."""
-    if not is_prepared(name):
-        print(f"preparing the dataset: python prepare.py {name}")
-        prepare(name)
 
 
 def swap(new: Path, folder: Path) -> None:

@@ -45,13 +45,13 @@ def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
         raise UserError(f"the prompt has {error}; the model knows {shown}", status=2) from None
 
 
-class Writer:
+class TextDecoder:
     """Turns the tokens of a sample into text, up to the end of its document or after `stop`."""
 
     def __init__(self, tokenizer: Tokenizer, stop: str | None):
         self.decode = tokenizer.stream_decoder()
         self.separator, self.stop = tokenizer.separator, stop
-        self.text, self.written = "", 0  # the last of the text, and how much of it was returned
+        self.text, self.returned = "", 0  # the last of the text, and how much of it was returned
         self.ended = False
 
     def add(self, ids: list[int]) -> str:
@@ -65,18 +65,19 @@ class Writer:
         if self.stop and self.stop in self.text:
             ends.append(self.text.index(self.stop) + len(self.stop))
         self.ended = bool(ends)
-        return self.write(min(ends, default=len(self.text) - self.doubtful()))
+        return self.take(min(ends, default=len(self.text) - self.doubtful()))
 
     def finish(self) -> str:
         """The rest of the text, once there are no more ids."""
-        return "" if self.ended else self.write(len(self.text))
+        return "" if self.ended else self.take(len(self.text))
 
-    def write(self, end: int) -> str:
-        new = self.text[self.written : end]
+    def take(self, end: int) -> str:
+        """The text up to `end` that was not returned yet; forgets what is no longer needed."""
+        new = self.text[self.returned : end]
         # keep the characters in which a separator or stop text may have begun
         kept = max(len(self.text) - end, len(self.separator or ""), len(self.stop or ""))
         start = max(0, len(self.text) - kept)
-        self.text, self.written = self.text[start:], end - start
+        self.text, self.returned = self.text[start:], end - start
         return new
 
     def doubtful(self) -> int:
@@ -87,24 +88,24 @@ class Writer:
         return 1 if self.text.endswith("\r") else 0
 
 
-def write_one(stream: Iterable[torch.Tensor], writer: Writer) -> Iterator[str]:
+def decode_stream(stream: Iterable[torch.Tensor], decoder: TextDecoder) -> Iterator[str]:
     """Yields the text of the first sequence of a stream of tokens, piece by piece."""
     for token in stream:
-        yield writer.add(token[0].tolist())
-        if writer.ended:
+        yield decoder.add(token[0].tolist())
+        if decoder.ended:
             return
-    yield writer.finish()
+    yield decoder.finish()
 
 
-def write_all(stream: Iterable[torch.Tensor], writers: list[Writer]) -> list[str]:
+def decode_samples(stream: Iterable[torch.Tensor], decoders: list[TextDecoder]) -> list[str]:
     """The texts of all sequences of a stream of tokens."""
-    texts = [""] * len(writers)
+    texts = [""] * len(decoders)
     for token in stream:
-        for i, (writer, ids) in enumerate(zip(writers, token.tolist())):
-            texts[i] += writer.add(ids)
-        if all(writer.ended for writer in writers):
+        for i, (decoder, ids) in enumerate(zip(decoders, token.tolist())):
+            texts[i] += decoder.add(ids)
+        if all(decoder.ended for decoder in decoders):
             break
-    return [text + writer.finish() for text, writer in zip(texts, writers)]
+    return [text + decoder.finish() for text, decoder in zip(texts, decoders)]
 
 
 def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
@@ -189,7 +190,7 @@ def main(argv: list[str]) -> None:
         )
 
     def generate(text: str) -> Iterator[str]:
-        return write_one(stream(text), Writer(tokenizer, args.stop))
+        return decode_stream(stream(text), TextDecoder(tokenizer, args.stop))
 
     # the text
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
@@ -197,8 +198,8 @@ def main(argv: list[str]) -> None:
         encode_prompt(prompt, tokenizer)  # raises UserError if the model does not know it
         converse(prompt, generate)
     elif args.num_samples > 1:
-        writers = [Writer(tokenizer, args.stop) for _ in range(args.num_samples)]
-        for number, text in enumerate(write_all(stream(prompt), writers), 1):
+        decoders = [TextDecoder(tokenizer, args.stop) for _ in range(args.num_samples)]
+        for number, text in enumerate(decode_samples(stream(prompt), decoders), 1):
             if tokenizer.separator != "\n":  # else the documents are lines
                 print(f"--- sample {number} of {args.num_samples} ---")
             print(escape_controls(prompt + text))

@@ -131,12 +131,12 @@ class Run:
         self.batches = Batches(dataset.train, config)
         torch.manual_seed(config.seed)
         self.model = GPT(config).to(device)
-        self.forward = self.model  # train() may put a compiled or distributed wrapper here
+        self.wrapped_model = self.model  # train() may compile or distribute it; weights are shared
         self.ema_model = copy.deepcopy(self.model) if config.ema_decay else None
         self.optimizers = make_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.step, self.best_step, self.best_val_loss = 0, 0, math.inf
-        self.patience_start = 0
+        self.step = self.best_step = self.patience_start = 0
+        self.best_val_loss = math.inf
         self.id = uuid.uuid4().hex[:8]
 
     @property
@@ -164,9 +164,9 @@ class Run:
                 seeds = np.random.SeedSequence((config.seed, step, i, distributed.rank()))
                 torch.manual_seed(int(seeds.generate_state(1)[0]))
             accumulating = distributed.world_size() > 1 and i < len(micro_batches) - 1
-            with self.forward.no_sync() if accumulating else nullcontext():
+            with self.wrapped_model.no_sync() if accumulating else nullcontext():
                 with autocast(device, self.dtype):
-                    logits = self.forward(micro_batch[:, :-1])
+                    logits = self.wrapped_model(micro_batch[:, :-1])
                 objective = micro_loss = next_token_loss(logits, micro_batch)
                 if config.confidence_penalty:  # Pereyra et al., 2017, arXiv:1701.06548
                     objective = micro_loss - config.confidence_penalty * entropy(logits)
@@ -179,7 +179,8 @@ class Run:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
 
-        # step, unless float16 overflowed
+        # step, unless float16 overflowed: the scaler alone would skip only the optimizer whose own
+        # gradients are not finite
         overflowed = self.scaler.is_enabled() and not norm.isfinite()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -260,9 +261,9 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
         run_state.init_from(run, saved or load_model(config.init_from))
         choices["start"] = ("step 0", f"with the weights of {config.init_from}")
     if compiled:
-        run.forward = compile_model(run.model)
+        run.wrapped_model = compile_model(run.model)
     if processes > 1:
-        run.forward = DistributedDataParallel(run.forward, broadcast_buffers=False)
+        run.wrapped_model = DistributedDataParallel(run.wrapped_model, broadcast_buffers=False)
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     print_summary(config, dataset, run.model, epochs, choices)
     distributed.on_first(run_state.prepare_folder, run)
@@ -295,7 +296,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
             if evaluate or stop or save:
                 metrics.flush()
                 with metrics.clock.paused():
-                    best = evaluate_run(run, metrics, progress) if evaluate else False
+                    best = evaluate and evaluate_run(run, metrics, progress)
                     metrics.sync()
                     run_state.save(run, best)
                     if evaluate and step and not last and distributed.is_first():
@@ -337,8 +338,8 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
     trained = run.step > 0 or run.config.init_from is not None
     best = trained and loss < run.best_val_loss
     if best:
-        run.best_step, run.best_val_loss = run.step, loss
-        run.patience_start = run.step
+        run.best_step = run.patience_start = run.step
+        run.best_val_loss = loss
     metrics.write(run.step, {"val/loss": loss})
     progress.print(
         f"step {run.step:>6,} | validation loss {loss:.4f}"

@@ -76,8 +76,8 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     if early.init_from:
         saved = load_model(early.init_from)
         if clash := [name for name in SHAPE if name in given]:
-            names = ", ".join(clash)
-            raise UserError(f"{early.init_from} determines the architecture: drop {names}", 2)
+            problem = f"{early.init_from} determines the architecture: drop {', '.join(clash)}"
+            raise UserError(problem, status=2)
         model = saved.settings()
         shape = {name: getattr(model, name) for name in SHAPE}
         if changes := {n: v for n, v in shape.items() if n in values and values[n] != v}:
@@ -152,7 +152,7 @@ def shorter_warmup(values: dict, given: dict) -> dict:
 
 
 def fine_tuning_rates(config: Config, given: dict) -> dict:
-    """A tenth of the config's learning rates: a cautious default that forgets little."""
+    """Lower learning rates than the config's: a cautious default that forgets little."""
     changes = {"learning_rate": config.learning_rate / FINE_TUNING_DIVISOR}
     if config.min_lr and "min_lr" not in given:
         changes["min_lr"] = config.min_lr / FINE_TUNING_DIVISOR
@@ -178,8 +178,8 @@ def resumed_config(saved: Checkpoint, changes: dict) -> Config:
         name: f"{name}={getattr(config, name)} (was {getattr(before, name)})" for name in changed
     }
     if refused := [texts[name] for name in changed if name in FIXED]:
-        listed = ", ".join(refused)
-        raise UserError(f"a resumed run can't have {listed}; start a new one without --resume", 2)
+        problem = f"a resumed run can't have {', '.join(refused)}; start a new one without --resume"
+        raise UserError(problem, status=2)
     others = [texts[name] for name in changed if name not in WHICH_RUN]
     if others:
         print(f"changed for the rest of the run: {', '.join(others)}")

@@ -107,13 +107,13 @@ def load(path: str | Path) -> Checkpoint:
         raise UserError(
             f"{path} is not a checkpoint, or is truncated or corrupted ({reason}){hint}"
         ) from None
-    names = {field.name: field.type for field in fields(Checkpoint)}
+    types = {field.name: field.type for field in fields(Checkpoint)}
     typed = isinstance(state, dict) and all(
-        isinstance(state.get(name), kind) for name, kind in names.items()
+        isinstance(state.get(name), type_) for name, type_ in types.items()
     )
     if not typed or state["step"] < 0 or math.isnan(state["best_val_loss"]):
         raise UserError(f"{path} is not a checkpoint of train.py")
-    return Checkpoint(**{name: state[name] for name in names})
+    return Checkpoint(**{name: state[name] for name in types})
 
 
 def peek(path: Path) -> dict:

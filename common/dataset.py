@@ -26,6 +26,8 @@ UNITS = ("tokens", "characters", "bytes")
 
 @dataclass(frozen=True)
 class Dataset:
+    """A prepared dataset: its tokenizer, the content of meta.json, and the ids of both splits."""
+
     name: str
     tokenizer: Tokenizer
     meta: dict

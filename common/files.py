@@ -285,7 +285,7 @@ def lock(file: int | IO, problem: str) -> None:
 def locked(folder: Path, problem: str, wait: bool = False) -> Iterator[None]:
     """Locks a folder for the time of a `with` block.
 
-    If it is locked, prints `problem` and waits, or raises UserError(problem).
+    If it is locked: with wait, prints problem and waits, else raises UserError(problem).
     """
     if fcntl is None:  # Windows can't open a folder
         yield

@@ -99,8 +99,8 @@ def their_names(name: str, modules: dict[str, list[str]]) -> list[str]:
 
 
 def transposed(name: str, weight: torch.Tensor, modules: dict[str, list[str]]) -> torch.Tensor:
-    """The weight in the other layout, ours or theirs: in transformers, GPT-2's blocks have
-    transposed matrices.
+    """The weight in the other layout, from ours to theirs or back: transformers stores the
+    matrices of GPT-2's blocks transposed.
     """
     conv1d = modules is GPT2_MODULES and name.startswith("blocks.") and weight.dim() == 2
     return weight.T if conv1d else weight

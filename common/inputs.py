@@ -92,7 +92,7 @@ def read_inputs(
         "".encode(encoding)
     except (LookupError, UnicodeError):
         raise UserError(
-            f"{encoding!r} is not an encoding that Python knows, such as cp1252 or utf-16", 2
+            f"{encoding!r} is not an encoding that Python knows, such as cp1252 or utf-16", status=2
         ) from None
     default = ["*.jsonl"] if field else ["*.txt", "*.md"]
     found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]

@@ -48,7 +48,7 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 
 def plausible(value: float) -> bool:
-    """Whether this can be a measured value: not nan, not infinite."""
+    """Whether a value can have been measured: not nan, and below LARGEST in size."""
     return abs(value) < LARGEST
 
 

@@ -80,6 +80,7 @@ class Progress:
         self.bar.close()
 
     def print(self, text: str) -> None:
+        """Prints above the bar; sets unread if the reader of the output has ended."""
         try:
             self.bar.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -93,7 +94,7 @@ class Progress:
                 print(f"{problem}: stopping after this step", file=sys.stderr)
 
     def log(self, step: int, row: dict) -> None:
-        """A line about a training step, from its row of metrics; "norm" is the gradient's.
+        """Prints a line about a training step from its row of metrics; "norm" is the gradient's.
 
         Speed and remaining time count from the first call, which prints nothing: the first step
         includes start-up and compilation.

@@ -43,7 +43,7 @@ def save(run, best: bool) -> None:
 
 def prepare_folder(run) -> None:
     """Makes sure that the run can write its files, and that nothing gets lost. Raises UserError."""
-    folder = run.config.path("").parent
+    folder = run.config.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder: choose another --out_dir")
     check_not_running(run.config.path("metrics.jsonl"))

@@ -27,7 +27,7 @@ from data import END, Corpus, Text
 SPLIT_SEED = 1337  # decides which documents are for validation
 TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indices of SPLITS
 SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
-SAMPLE_WORDS = 3_000_000  # bytes of distinct words in them: training needs 130 times as much memory
+SAMPLE_WORD_BYTES = 3_000_000  # of distinct words in them: training needs 130 times this memory
 WORD = re.compile(r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+")  # much like common.bpe.PATTERN
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 MOST_LOST = 0.1  # fraction of a text that --replace_unknown may leave out
@@ -55,7 +55,7 @@ PLAIN = {  # what --replace_unknown writes for typographic characters
 }
 
 
-def read(*texts: Text) -> Iterator[tuple[int, int, str]]:
+def numbered(*texts: Text) -> Iterator[tuple[int, int, str]]:
     """Yields (index of the text, number of the document, piece) for each piece.
 
     Documents are numbered across all texts; empty ones are skipped.
@@ -88,7 +88,7 @@ def limited(corpus: Corpus, limit: int) -> Corpus:
 def document_sizes(text: Text) -> Iterator[int]:
     """Yields the length of each document in bytes."""
     last, size = 0, 0
-    for _, number, piece in read(text):
+    for _, number, piece in numbered(text):
         if number > last:
             yield size
             last, size = number, 0
@@ -99,7 +99,7 @@ def document_sizes(text: Text) -> Iterator[int]:
 def choose(text: Text, chosen: bytearray) -> Text:
     """The documents whose number has a 1."""
     last = 0
-    for _, number, piece in read(text):
+    for _, number, piece in numbered(text):
         if number == len(chosen):
             return
         if number > last:
@@ -111,7 +111,7 @@ def choose(text: Text, chosen: bytearray) -> Text:
 
 def beginning(text: Text, limit: int) -> Text:
     """The first `limit` bytes of the first document, without a character that is cut in two."""
-    for _, number, piece in read(text):
+    for _, number, piece in numbered(text):
         if number > 0 or limit <= 0:
             return
         content = piece.encode("utf-8")
@@ -119,12 +119,12 @@ def beginning(text: Text, limit: int) -> Text:
         limit -= len(content)
 
 
-# ------------------------------------------------------------------------------------------------
-# The first pass
+# -------------------------------------------------------------------------------------------------
+# the first pass
 
 
-class Hash:
-    """sha256 of each document of a text."""
+class DocumentHashes:
+    """sha256 of each document of a text, and of all of them."""
 
     def __init__(self):
         self.document = hashlib.sha256()  # of the document that is being read
@@ -149,7 +149,7 @@ class Survey:
     """What the first pass finds out."""
 
     sizes: array  # characters of each document
-    hash: Hash
+    hash: DocumentHashes
     own_validation: int  # number of documents in the corpus's own validation text
     vocabulary: str  # the different characters, sorted
     excerpt: str  # the beginning of the text
@@ -158,11 +158,11 @@ class Survey:
 
 def survey(corpus: Corpus) -> Survey:
     """Reads the corpus once."""
-    sizes, hashed, parts = array("Q"), Hash(), array("B")
+    sizes, hashed, parts = array("Q"), DocumentHashes(), array("B")
     seen = np.zeros(CODE_POINTS, dtype=bool)
     known = b""  # the ASCII among them
     excerpt, nuls, marks = "", {}, 0
-    for part, number, text in read(*corpus.texts()):
+    for part, number, text in numbered(*corpus.texts()):
         if number == len(sizes):
             sizes.append(0)
             parts.append(part)
@@ -255,8 +255,8 @@ def split(
     kept = np.flatnonzero(assignment != LEFT_OUT)
     single = len(kept) == 1
     left = int(found.sizes[kept[0]] * (1 - val_fraction))  # characters still for training
-    again = Hash()
-    for _, number, text in read(*corpus.texts()):
+    again = DocumentHashes()
+    for _, number, text in numbered(*corpus.texts()):
         again.add(number, text.encode("utf-8"))
         if number not in range(len(assignment)) or assignment[number] == LEFT_OUT:
             continue
@@ -277,7 +277,7 @@ def training_sample(pieces: Iterable[tuple[str, int, str]], characters: int) -> 
     """Parts of the training text to train a vocabulary on, chosen with a fixed seed.
 
     They have about SAMPLE_CHARACTERS (all of a smaller text), or fewer if their different words
-    would be more than SAMPLE_WORDS. pieces: from `split`; characters: of the whole text.
+    would be more than SAMPLE_WORD_BYTES. pieces: from `split`; characters: of the whole text.
     """
     rng, fraction = random.Random(SPLIT_SEED), SAMPLE_CHARACTERS / characters
     chosen = []
@@ -286,7 +286,7 @@ def training_sample(pieces: Iterable[tuple[str, int, str]], characters: int) -> 
             blocks = (text[i : i + BLOCK_BYTES] for i in range(0, len(text), BLOCK_BYTES))
             chosen += [part for part in cut(blocks) if rng.random() < fraction]
     rng.shuffle(chosen)
-    words, left = set(), SAMPLE_WORDS
+    words, left = set(), SAMPLE_WORD_BYTES
     for i, text in enumerate(chosen):
         new = set(WORD.findall(text)) - words
         left -= sum(len(word.encode("utf-8")) for word in new)
@@ -303,8 +303,8 @@ def sha256_of(found: Survey, assignment: np.ndarray) -> str:
     return hashlib.sha256(found.hash.all.digest() + assignment.tobytes()).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------
-# A text in the characters of another one
+# -------------------------------------------------------------------------------------------------
+# a text in the characters of another one
 
 
 def substitutes(unknown: str, characters: str) -> dict[str, str]:
@@ -354,7 +354,7 @@ def adapt(
     shown = listed([f"{character!r} with {text!r}" for character, text in written.items()], 100)
     print(f"replaced characters that {dataset} does not know: {shown}")
     left_out = {ord(character): None for character, text in written.items() if not text}
-    kept = sum(len(piece.translate(left_out)) for _, _, piece in read(*corpus.texts()))
+    kept = sum(len(piece.translate(left_out)) for _, _, piece in numbered(*corpus.texts()))
     lost = 1 - kept / sum(found.sizes)
     if lost > MOST_LOST:
         raise UserError(

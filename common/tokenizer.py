@@ -38,11 +38,21 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-class CharTokenizer:
-    """One id for each different character of a text, in the order of their code points.
+class Tokenizer:
+    """What all tokenizers share. Each has kind, vocab_size, start_ids, encode, decode and to_dict.
 
     separator: what is between two documents in its training data; None if that is one text.
     """
+
+    separator: str | None
+
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """ids of texts with the separator between them, or a blank line if there is none."""
+        return self.encode((self.separator or "\n\n").join(texts))
+
+
+class CharTokenizer(Tokenizer):
+    """One id for each different character of a text, in the order of their code points."""
 
     kind = "char"
 
@@ -81,10 +91,6 @@ class CharTokenizer:
             raise UnknownCharacters("".join(sorted(set(text) - set(self.characters))))
         return ids
 
-    def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """ids of texts with the separator between them, or a blank line if there is none."""
-        return self.encode((self.separator or "\n\n").join(texts))
-
     def decode(self, ids: Sequence[int]) -> str:
         codes = self._codes[np.asarray(ids, dtype=np.int64)]
         return codes.tobytes().decode("utf-32-le", "surrogatepass")
@@ -97,11 +103,8 @@ class CharTokenizer:
         return {"kind": self.kind, "characters": self.characters} | separator_of(self)
 
 
-class ByteTokenizer:
-    """The 256 bytes of UTF-8: can encode any text and needs no training.
-
-    separator: what is between two documents in its training data; None if that is one text.
-    """
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8: can encode any text and needs no training."""
 
     kind = "byte"
     vocab_size = 256
@@ -117,10 +120,6 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         """ids (uint8), one for each byte of the text in UTF-8."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
-
-    def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """ids of texts with the separator between them, or a blank line if there is none."""
-        return self.encode((self.separator or "\n\n").join(texts))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text; bytes that are not UTF-8 (a model can produce them) become U+FFFD."""
@@ -223,7 +222,6 @@ class TrainedBPETokenizer(BPETokenizer):
         return {"kind": self.kind, "merged": merged} | separator_of(self)
 
 
-Tokenizer = CharTokenizer | ByteTokenizer | BPETokenizer | TrainedBPETokenizer
 KINDS = ("char", "byte", "bpe")  # and bpe256 to bpe65536
 
 

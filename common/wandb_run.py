@@ -46,7 +46,7 @@ class WandbRun:
 
     def __init__(self, config: Config, run_id: str):
         self.run, self.samples = None, []
-        self.run_id, self.folder = run_id, config.path("").parent / "wandb"
+        self.run_id, self.folder = run_id, config.folder / "wandb"
         mode = config.wandb_mode if config.wandb_mode != "auto" else mode_of_environment()
         if mode == "disabled":
             if config.wandb_mode == "auto" and (config.wandb_project or config.wandb_log_model):

@@ -39,19 +39,20 @@ def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None
     for path in added:
         if not path.is_file():  # it could be read only once
             raise UserError(f"{path} is not a file or folder: save what it gives to a file first")
-    if left_out := [str(path) for path in added if decode(path) is None]:
+    if left_out := [str(path) for path in added if read_utf8(path) is None]:
         print(f"left out, as they are not UTF-8 text: {listed(left_out)}")
 
     def texts() -> Iterator[str]:
         for path in paths + added:
-            if text := decode(path):
+            if text := read_utf8(path):
                 yield text
 
     source = f"standard library of {platform.python_implementation()} {platform.python_version()}"
     return Corpus(", ".join([source, *inputs]), lambda: documents(texts()))
 
 
-def decode(path: Path) -> str | None:
+def read_utf8(path: Path) -> str | None:
+    """The text of a file, or None if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:  # a few old modules declare other encodings

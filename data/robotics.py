@@ -25,7 +25,10 @@ MOST = 30_000  # papers that arXiv returns for one query
 PAUSE = 3.0  # seconds before each request, as arXiv asks; doubles with each retry
 TRIES = 4
 TIMEOUT = (10, 60)  # seconds to connect, and without receiving a byte
-NAMES = {"atom": "http://www.w3.org/2005/Atom", "search": "http://a9.com/-/spec/opensearch/1.1/"}
+NAMESPACES = {
+    "atom": "http://www.w3.org/2005/Atom",
+    "search": "http://a9.com/-/spec/opensearch/1.1/",
+}
 
 
 class Page(NamedTuple):
@@ -41,7 +44,8 @@ def load(folder: Path, *, category: str = "cs.RO", max_results: int = 5000) -> C
         raise UserError(f"{category!r} is not an arXiv category such as cs.RO", status=2)
     if not 0 < max_results <= MOST:
         raise UserError(
-            f"max_results must be between 1 and {MOST:,} (arXiv's limit), not {max_results:,}", 2
+            f"max_results must be between 1 and {MOST:,} (arXiv's limit), not {max_results:,}",
+            status=2,
         )
     papers = {}
     start, total = 0, MOST
@@ -119,16 +123,17 @@ def parse(xml: bytes) -> Page:
         feed = ET.fromstring(xml)
     except ET.ParseError:
         return Page({})
-    entries = feed.findall("atom:entry", NAMES)
+    entries = feed.findall("atom:entry", NAMESPACES)
     papers = {}
     for entry in entries:
         name, title, abstract = (
-            plain(entry.findtext(f"atom:{tag}", "", NAMES)) for tag in ("id", "title", "summary")
+            plain(entry.findtext(f"atom:{tag}", "", NAMESPACES))
+            for tag in ("id", "title", "summary")
         )
         if "/api/errors" in name:
             return Page({}, error=abstract or title)
         papers[re.sub(r"^https?://|v\d+$", "", name)] = f"{title}\n\n{abstract}\n"
-    total = feed.findtext("search:totalResults", "", NAMES)
+    total = feed.findtext("search:totalResults", "", NAMESPACES)
     return Page(papers, int(total), len(entries)) if total.isdecimal() else Page({})
 
 

@@ -11,12 +11,11 @@ python -m experiments.bench table                      table.md from the kept re
 
 --nanogpt is a checkout of github.com/karpathy/nanoGPT with its data/shakespeare_char prepared.
 llama_cpp needs the packages gguf and llama-cpp-python; the latter compiles llama.cpp.
-Reported are medians over the rounds. The results are JSON files in <results>/bench_cpu/ (on a GPU,
+The results are medians over the rounds, in JSON files in <results>/bench_cpu/ (on a GPU,
 bench_cuda/).
 """
 
 import importlib.util
-import json
 import multiprocessing
 import os
 import re
@@ -51,7 +50,7 @@ from common.threads import VARIABLES
 from common.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from config import Config
 from data import Corpus, python
-from experiments.runs import add_results, machine, markdown, read_json
+from experiments.runs import add_results, machine, markdown, read_json, write_json
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 from train import Run
 
@@ -450,10 +449,9 @@ def preparation_rates(rounds: int) -> list[dict]:
 def preparation_commands() -> list[dict]:
     """Seconds and peak memory of prepare.py on files of 30, 100 and 300 MB."""
     # VmHWM is the peak of the process itself; getrusage would include its parent at the fork
-    watched = "import sys, prepare; prepare.main(sys.argv[1:]);"
-    watched += " print(open('/proc/self/status').read())"
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "CAPSTONE_DATA": "data"}
-    options = {"env": environment, "capture_output": True, "text": True, "check": True}
+    watched = "import sys, prepare; failed = prepare.main(sys.argv[1:]);"
+    watched += " print(open('/proc/self/status').read()); sys.exit(failed)"
+    variables = {"PYTHONPATH": os.getcwd(), "CAPSTONE_DATA": "data"}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "data").mkdir()
@@ -461,9 +459,9 @@ def preparation_commands() -> list[dict]:
         for kind in ("char", "byte", "bpe", "bpe4096"):
             for size in (30, 100, 300):
                 Path(folder, "text.txt").write_text(library_text(size * 10**6), encoding="utf-8")
-                line = [sys.executable, "-c", watched, f"text_{kind}", "--input", "text.txt"]
+                arguments = ["-c", watched, f"text_{kind}", "--input", "text.txt"]
                 start = time.perf_counter()
-                printed = subprocess.run(line, cwd=folder, **options).stdout
+                printed = run_python(arguments, folder, variables)
                 seconds = time.perf_counter() - start
                 peak = int(re.search(r"VmHWM:\s+(\d+) kB", printed)[1]) / 1000
                 what = f"`prepare.py text_{kind}` of {size} MB"
@@ -669,14 +667,12 @@ def main(argv: list[str]) -> None:
     if args.nanogpt:
         load_nanogpt(args.nanogpt)
     rows = measure[args.what]()
-    folder.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": machine(device),
         "command": f"python -m experiments.bench {args.what}",
         "rows": rows,
     }
-    text = json.dumps(result, indent=1) + "\n"
-    (folder / f"{args.what}.json").write_text(text, encoding="utf-8")
+    write_json(folder / f"{args.what}.json", result, indent=1)
     write_table(folder)
 
 

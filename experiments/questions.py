@@ -7,7 +7,6 @@ in <results>/trained/, ahead of those already there. Then trains small models wi
 The measurements go to <results>/questions/measured.json.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -28,13 +27,12 @@ from common.cli import Parser, command
 from common.dataset import load_dataset, windows
 from common.device import pick_dtype
 from common.errors import UserError
-from common.files import write_bytes
 from common.metrics import read_metrics
 from config import Config
 from evaluate import mean_loss
 from experiments.ablate import CPU
 from experiments.memorize import memorization
-from experiments.runs import add_options, machine, markdown, read_json, with_steps
+from experiments.runs import add_options, machine, markdown, read_json, with_steps, write_json
 from model import GPT, count_parameters, next_token_loss
 from prepare import prepare_missing
 from train import Run
@@ -360,7 +358,7 @@ def main(argv: list[str]) -> None:
     saved = {path: checkpoint.load(path) for path in args.checkpoints}
     names = [state.config["run_name"] for state in saved.values()]
     if len(set(names)) < len(names):
-        raise UserError(f"several of the runs have the same name: {', '.join(names)}", 2)
+        raise UserError(f"several of the runs have the same name: {', '.join(names)}", status=2)
     runs = [describe(path, state) for path, state in saved.items()]
 
     # measure
@@ -391,9 +389,8 @@ def main(argv: list[str]) -> None:
     path = folder / "runs.json"
     earlier = read_json(path) if path.exists() else []
     runs += [run for run in earlier if run["config"]["run_name"] not in names]
-    write_bytes(path, (json.dumps(runs, indent=1) + "\n").encode())
-    path = args.results / "questions" / "measured.json"
-    write_bytes(path, (json.dumps(measured) + "\n").encode())
+    write_json(path, runs, indent=1)
+    write_json(args.results / "questions" / "measured.json", measured)
     print(f"python -m experiments.report --results {args.results} writes a report")
 
 

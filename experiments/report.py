@@ -197,9 +197,7 @@ def scaling_values(folder: Path) -> Values:
 def study_values(name: str, folder: Path) -> Values:
     """A study's table, each arm's difference from the first, and mean losses at each rate."""
     study, rows = ablate.STUDIES[name], read_rows(folder / "runs.jsonl")
-    values = {
-        "tables": ablate.tables(study, rows),
-    }
+    values = {"tables": ablate.tables(study, rows)}
     if not study.rates:
         values["early and late"] = ablate.early_and_late_table(study, rows)
     if study.unit == "bits_per_byte":

@@ -41,7 +41,6 @@ RESULTS = Path("out/results")  # the project's own are in experiments/results
 PROGRESS = "{n_fmt} of {total_fmt} runs done, {remaining} left |{bar}|"
 # Settings of short runs. Not compiled: many small models would compile for longer than that saves.
 SHORT_RUN = Config(
-    run_name="run",
     min_lr=0.0,
     eval_tokens=20_000,
     sample_interval=0,
@@ -188,7 +187,7 @@ class Trainer:
         if kept and self.first_call:
             print(
                 f"{kept} of {len(by_path)} runs are kept from before, with equal settings and data;"
-                f" after a change of code or machine, delete {next(iter(by_path)).parent.parent} first"
+                f" after a change of code or machine, first delete {next(iter(by_path)).parents[1]}"
             )
         self.first_call = False
         if missing:
@@ -298,6 +297,11 @@ def markdown(rows: list[dict[str, str]]) -> str:
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Writes one JSON object per line."""
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def write_json(path: Path, value, indent: int | None = None) -> None:
+    """Writes a JSON value; makes the folder."""
+    write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
 def read_rows(path: Path) -> list[dict]:

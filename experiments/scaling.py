@@ -11,7 +11,6 @@ stopped. It leaves runs.jsonl and laws.json in <results>/scaling/.
 """
 
 import itertools
-import json
 import math
 import os
 import statistics
@@ -25,7 +24,6 @@ import torch.nn.functional as F
 
 from common.cli import Parser, command
 from common.dataset import load_dataset
-from common.files import write_bytes
 from config import Config
 from experiments.ablate import next_rate
 from experiments.runs import (
@@ -35,6 +33,7 @@ from experiments.runs import (
     in_run_folder,
     markdown,
     read_json,
+    write_json,
     write_rows,
 )
 from model import GPTConfig, count_parameters
@@ -61,6 +60,7 @@ RATE_STEPS = RATE_BUDGET // BASE.tokens_per_step
 EPOCHS = 6  # of the short text
 SEEDS = 2  # of the runs on long text
 STARTS = 8  # starting points of a fit
+HUBER_DELTA = 1e-3  # of the log loss that is fitted
 REPEATS = 200  # fits to resampled runs
 
 
@@ -125,9 +125,7 @@ def fit(N, D, L, starts: list[np.ndarray] | None = None) -> Law:
     return Law(math.exp(e), math.exp(a), math.exp(b), alpha, beta)
 
 
-def descend(
-    start: np.ndarray, log_N, log_D, log_L, delta: float = 1e-3
-) -> tuple[float, list[float]]:
+def descend(start: np.ndarray, log_N, log_D, log_L) -> tuple[float, list[float]]:
     """L-BFGS on (log E, log A, log B, alpha, beta). Returns the final error and the final values.
 
     The error is the Huber loss of log L, which limits the influence of single bad runs.
@@ -141,7 +139,7 @@ def descend(
         e, a, b, alpha, beta = x
         terms = torch.stack((e.expand_as(log_L), a - alpha * log_N, b - beta * log_D))
         predicted = torch.logsumexp(terms, dim=0)
-        value = F.huber_loss(predicted, log_L, delta=delta, reduction="sum") / delta
+        value = F.huber_loss(predicted, log_L, delta=HUBER_DELTA, reduction="sum") / HUBER_DELTA
         value.backward()
         return value
 
@@ -338,7 +336,7 @@ def write_laws(path: Path, laws: Laws) -> None:
     lists = {
         name: [astuple(each) for each in (law, *others)] for name, (law, others) in laws.items()
     }
-    write_bytes(path, (json.dumps(lists) + "\n").encode())
+    write_json(path, lists)
 
 
 def read_laws(path: Path) -> Laws:

@@ -169,7 +169,7 @@ def test_a_long_document_is_sampled_in_parts(monkeypatch):
 
 
 def test_a_sample_has_a_limited_number_of_different_words(monkeypatch):
-    monkeypatch.setattr(survey, "SAMPLE_WORDS", 10_000)
+    monkeypatch.setattr(survey, "SAMPLE_WORD_BYTES", 10_000)
     different = [("train", i, f"字{i:07}") for i in range(5_000)]
     assert len(survey.training_sample(different, 40_000)) == 1_000  # of 10 bytes each
     same = [("train", i, "字0000000") for i in range(5_000)]

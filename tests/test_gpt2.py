@@ -145,7 +145,6 @@ def test_a_run_takes_the_architecture_and_the_weights_of_gpt2(fine_tuning):
     assert same(run.model.state_dict(), saved.model)
 
 
-@pytest.mark.slow  # the sample at the end has 500 tokens of 50,257
 def test_training_starts_from_gpt2(fine_tuning, capsys):
     assert train.main(fine_tuning) == 0
     assert "with the weights of gpt2_here" in capsys.readouterr().out

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import plot
-from common.metrics import read_metrics
 
 
 @pytest.fixture
@@ -137,13 +136,6 @@ def test_any_run_name_can_be_drawn(metrics, name):
 
 # -------------------------------------------------------------------------------------------------
 # the data
-
-
-def test_read_metrics_ignores_an_incomplete_last_line(metrics):
-    rows = read_metrics(metrics)
-    with metrics.open("a") as file:
-        file.write('{"step": 101, "tra')
-    assert read_metrics(metrics) == rows
 
 
 def test_smoothing_is_a_mean_over_the_nearest_2_percent_of_the_points():

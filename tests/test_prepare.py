@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from helpers import verses
+from helpers import ROOT, verses
 from server import reply, serve
 
 import prepare
@@ -16,8 +16,6 @@ from common import files, survey
 from common.dataset import load_dataset
 from common.errors import UserError
 from data import END, Corpus, documents
-
-ROOT = Path(__file__).parent.parent
 
 
 def contents(folder: Path) -> dict:

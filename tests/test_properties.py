@@ -161,7 +161,7 @@ def test_bpe_keeps_the_whole_text(monkeypatch):
     check()
 
 
-@examples(200)
+@examples(80)
 @given(texts=st.lists(BPE_TEXTS, max_size=4), size=st.integers(0, 50), text=BPE_TEXTS)
 def test_any_trained_bpe_keeps_the_whole_text_and_agrees_with_transformers(texts, size, text):
     tokenizer = TrainedBPETokenizer(bpe.train(texts * 2, size))

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -27,6 +28,8 @@ def results(dataset, tiny, monkeypatch):
     monkeypatch.setattr(questions, "WINDOWS", 16)
     monkeypatch.setattr(questions, "FEW_WINDOWS", 8)
     monkeypatch.setattr(memorize, "LENGTH", 50)
+    norm_times = partial(questions.norm_times, rounds=1, steps=8)
+    monkeypatch.setattr(questions, "norm_times", norm_times)
     train(tiny(max_steps=60, sample_interval=30, eval_interval=60))
     Path("results/trained").mkdir(parents=True)
     earlier = [{"config": {"run_name": name}, "step": 1} for name in ("tiny", "other")]

@@ -59,7 +59,7 @@ def test_run_all_trains_only_what_has_no_result(configs, capsys):
 
 
 def test_equal_configs_are_trained_once(configs):
-    with runs.Trainer(parallel=2) as trainer:
+    with runs.Trainer(parallel=1) as trainer:
         results = trainer({"one": configs["calm"], "other": configs["calm"]})
         assert trainer.bar.n == trainer.bar.total == 1
     assert results["one"] == results["other"]

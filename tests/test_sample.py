@@ -147,8 +147,8 @@ def stream(ids: list[int]) -> list[torch.Tensor]:
 def decode(text: str, stop: str | None = None) -> list[str]:
     """The pieces that a stream of the bytes of `text` is decoded to."""
     tokenizer = ByteTokenizer()
-    writer = sample.Writer(tokenizer, stop)
-    return list(sample.write_one(stream(tokenizer.encode(text).tolist()), writer))
+    writer = sample.TextDecoder(tokenizer, stop)
+    return list(sample.decode_stream(stream(tokenizer.encode(text).tolist()), writer))
 
 
 def test_a_line_end_of_two_characters_is_one_piece():
@@ -160,7 +160,8 @@ def test_a_character_of_several_bytes_appears_once_it_is_complete():
 
 
 def test_an_incomplete_character_at_the_end_is_left_out():
-    pieces = sample.write_one(stream([97, 0xE2, 0x82]), sample.Writer(ByteTokenizer(), None))
+    decoder = sample.TextDecoder(ByteTokenizer(), None)
+    pieces = sample.decode_stream(stream([97, 0xE2, 0x82]), decoder)
     assert "".join(pieces) == "a"
 
 
@@ -185,7 +186,7 @@ def test_text_after_the_stop_text_in_the_same_token_is_left_out():
         def decode(self, ids):
             return "".join(["the king. ", "a fool. "][i] for i in ids)
 
-    pieces = sample.write_one(stream([0, 1]), sample.Writer(Words("ab"), "g."))
+    pieces = sample.decode_stream(stream([0, 1]), sample.TextDecoder(Words("ab"), "g."))
     assert "".join(pieces) == "the king."
 
 

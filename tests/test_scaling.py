@@ -21,7 +21,7 @@ def test_the_fit_recovers_the_law_of_the_losses():
 
 
 def test_the_fit_is_robust_and_its_intervals_contain_the_truth(monkeypatch):
-    monkeypatch.setattr(scaling, "REPEATS", 40)
+    monkeypatch.setattr(scaling, "REPEATS", 20)
     rng = np.random.default_rng(1)
     losses = TRUE(N, D) * np.exp(0.003 * rng.standard_normal(len(N)))
     losses[7] *= 1.5  # a bad run
@@ -78,6 +78,7 @@ def texts(folder, monkeypatch):
 def test_the_analysis_recovers_a_law_from_simulated_runs(texts, monkeypatch, capsys):
     monkeypatch.setattr(scaling.Trainer, "__call__", simulate)
     monkeypatch.setattr(scaling, "REPEATS", 2)
+    monkeypatch.setattr(scaling, "STARTS", 2)
     assert scaling.main(["--seeds=2", "--results=results"]) == 0
     output = capsys.readouterr().out
     rows = runs.read_rows(Path("results/scaling/runs.jsonl"))
