@@ -21,15 +21,15 @@ from model import GPTConfig
 
 @dataclass(frozen=True)
 class Config(GPTConfig):
-    """GPTConfig's settings of the architecture, and all others. Comments are texts of --help."""
+    """GPTConfig's settings and those of a run; the comments are the texts of --help."""
 
     # data
     dataset: str = "shakespeare_char"  # folder in data/ that prepare.py made: <corpus>_<tokenizer>
     batch_order: Literal["shuffled", "random"] = "shuffled"  # shuffled: every window once an epoch
     # optimization
     batch_size: int = 64  # sequences per optimizer step, over all micro-batches and processes
-    micro_batch_size: int | None = None  # sequences per forward pass; none: all those of a process
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, else AdamW
+    micro_batch_size: int | None = None  # sequences per forward pass; none: the whole batch
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: blocks' matrices only, AdamW for the rest
     learning_rate: float = 1e-3  # peak, reached at the end of the warmup
     min_lr: float | None = None  # learning rate at the end of the cosine; none: learning_rate / 10
     warmup_steps: int = 100  # steps over which the learning rate rises linearly to its peak
@@ -39,7 +39,7 @@ class Config(GPTConfig):
     beta1: float = 0.9  # AdamW's decay of the mean gradient
     beta2: float = 0.95  # AdamW's decay of the mean squared gradient
     grad_clip: float = 1.0  # clip gradients to this norm; 0: no clipping
-    ema_decay: float = 0.0  # if set, a moving average of the weights is evaluated and saved; 0: off
+    ema_decay: float = 0.0  # decay of a moving average of weights, to evaluate and save; 0: off
     # evaluation, logging, saving
     eval_interval: int = 250  # steps between evaluations, each with a save and a plot of the curves
     eval_tokens: int = 1_000_000  # validation tokens per evaluation; the final one uses all
@@ -55,10 +55,10 @@ class Config(GPTConfig):
     wandb_project: str | None = None  # W&B project; none: WANDB_PROJECT or llm-to-vla-capstone
     wandb_log_model: bool = False  # upload the best checkpoint as an artifact when the run ends
     # machine
-    seed: int = 1337  # of the initial weights, the order of batches, dropout and samples
+    seed: int = 1337  # seed of the initial weights, the order of batches, dropout and samples
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest available
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the model's matmuls
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA, and in long runs
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # precision of the matmuls
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: in runs long enough to gain
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -151,7 +151,7 @@ def read_settings() -> dict[str, Setting]:
         if field.name == "vocab_size":
             continue
         if field.name not in comments:
-            raise TypeError(f"the setting {field.name} needs a comment behind it, on its line")
+            raise TypeError(f"the setting {field.name} needs a comment after it, on the same line")
         hint, text = hints[field.name], comments[field.name]
         union = get_origin(hint) in (UnionType, Union)
         kinds = get_args(hint) if union else (hint,)

@@ -84,12 +84,14 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         name, original = text_path, read_text(text_path)
         text = known_line_ends(original, tokenizer)
         if text != original:
-            note = "the model knows no \\r: each \\r\\n or \\r of the text counts as one \\n"
+            note = "the model does not know \\r: each \\r\\n or \\r of the text counts as one \\n"
             print(note, file=sys.stderr)
         try:
             tokens, n_bytes = tokenizer.encode(text), len(text.encode("utf-8"))
         except UnknownCharacters as error:
-            raise UserError(f"{text_path} has {error}") from None
+            raise UserError(
+                f"{text_path} has {error}; remove them, or use a model with byte or BPE tokens"
+            ) from None
     elif isinstance(saved, Checkpoint):
         dataset = load_dataset(config.dataset)
         if dataset.fingerprint != saved.dataset_fingerprint:

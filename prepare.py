@@ -475,16 +475,16 @@ def main(argv: list[str]) -> None:
         "--input",
         nargs="+",
         metavar="PATH",
-        help="your own text: files, folders, or - for standard input; for python, more code",
+        help="your own text: files, folders, or - for standard input; with python_*, more code",
     )
-    parser.add_text("--pattern", help="files of folders, such as '**/*.rst' (default: *.txt, *.md)")
+    parser.add_text("--pattern", help="files to read in folders: '**/*.rst' (default: *.txt, *.md)")
     parser.add_text(
         "--separator",
         type=unescape,
         help=r"text between two documents of a file, such as '\n' if each line is one",
     )
     add("--field", nargs="+", help="the input is JSON Lines; a document is these fields of a line")
-    add("--encoding", help="of the input, by its name in Python (default: utf-8)")
+    add("--encoding", help="encoding of the input, by its Python name (default: utf-8)")
     add("--skip_undecodable", action="store_true", help="leave out files that can't be decoded")
     add(
         "--val_fraction",

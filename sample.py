@@ -48,22 +48,27 @@ def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
 class TextDecoder:
     """Turns the tokens of a sample into text, up to the end of its document or after `stop`."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | None):
+    def __init__(self, tokenizer: Tokenizer, stop: str | None, prompt: str = ""):
         self.decode = tokenizer.stream_decoder()
         self.separator, self.stop = tokenizer.separator, stop
-        self.text, self.returned = "", 0  # the last of the text, and how much of it was returned
+        # the last of the text, in which a separator or stop text may have begun, and how much of it
+        # was returned
+        begun = max(len(self.separator or ""), len(stop or "")) - 1
+        self.text = prompt[-begun:] if begun > 0 else ""
+        self.returned = len(self.text)
         self.ended = False
 
     def add(self, ids: list[int]) -> str:
         """The new text that is certain: without an end that may begin a separator or a line end."""
         if self.ended:
             return ""
+        known = len(self.text)
         self.text += self.decode(ids)
         ends = []
-        if self.separator and self.separator in self.text:
-            ends.append(self.text.index(self.separator))
-        if self.stop and self.stop in self.text:
-            ends.append(self.text.index(self.stop) + len(self.stop))
+        for mark, shown in ((self.separator, 0), (self.stop, len(self.stop or ""))):
+            # what ends in the prompt does not count
+            if mark and (start := self.text.find(mark, max(0, known - len(mark) + 1))) >= 0:
+                ends.append(start + shown)
         self.ended = bool(ends)
         return self.take(min(ends, default=len(self.text) - self.doubtful()))
 
@@ -153,14 +158,14 @@ def main(argv: list[str]) -> None:
         "--num_samples",
         type=whole_number(1, 10**6),
         default=1,
-        help="generated as one batch (default: 1)",
+        help="samples to generate, as one batch (default: 1)",
     )
     add("--temperature", type=temperature, default=0.8, help="0: no randomness (default: 0.8)")
     add("--top_k", type=whole_number(1, 10**9), help="sample from the k most likely tokens only")
     add(
         "--top_p",
         type=probability,
-        help="sample from the fewest tokens with this total probability only",
+        help="sample from the smallest set of likely tokens with this total probability",
     )
     parser.add_text("--stop", type=unescape, help=r"end a sample after this text, such as '\n'")
     add("--seed", type=whole_number(0, 2**63 - 1), default=1337, help="random seed (default: 1337)")
@@ -190,7 +195,7 @@ def main(argv: list[str]) -> None:
         )
 
     def generate(text: str) -> Iterator[str]:
-        return decode_stream(stream(text), TextDecoder(tokenizer, args.stop))
+        return decode_stream(stream(text), TextDecoder(tokenizer, args.stop, text))
 
     # the text
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
@@ -198,7 +203,7 @@ def main(argv: list[str]) -> None:
         encode_prompt(prompt, tokenizer)  # raises UserError if the model does not know it
         converse(prompt, generate)
     elif args.num_samples > 1:
-        decoders = [TextDecoder(tokenizer, args.stop) for _ in range(args.num_samples)]
+        decoders = [TextDecoder(tokenizer, args.stop, prompt) for _ in range(args.num_samples)]
         for number, text in enumerate(decode_samples(stream(prompt), decoders), 1):
             if tokenizer.separator != "\n":  # else the documents are lines
                 print(f"--- sample {number} of {args.num_samples} ---")

@@ -32,7 +32,8 @@ ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTI
 SHAPE = [name for name in ARCHITECTURE if name != "dropout"]
 # what a resumed run can't change
 FIXED = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer", "init_from"]
-INITIALIZED = [*SHAPE, "learning_rate", "min_lr"]  # settings that --init_from may change
+# what --init_from may change
+INITIALIZED = [*SHAPE, "learning_rate", "min_lr", "weight_decay"]
 WHICH_RUN = ("resume", "out_dir", "run_name")
 # what decides where the other settings come from; an on_cpu block can't set it
 SOURCES = (*WHICH_RUN, "init_from", "device")
@@ -54,7 +55,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
         if file or not {"run_name", "resume"} <= given.keys():
             raise
         values, on_cpu = {}, {}  # the run has its settings: it does not need the default file
-    own_rate = "learning_rate" in given or {"init_from", "learning_rate"} <= values.keys()
+    chosen = {*given, *(values if "init_from" in values else ())}  # for fine-tuning
     early = make_config({name: v for name, v in (values | given).items() if name in SOURCES})
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
@@ -93,8 +94,8 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     values |= on_cpu
     values |= shorter_warmup(values | given, given)
     config = make_config(values | given)
-    if early.init_from and not own_rate:
-        config = make_config(values | given | fine_tuning_rates(config, given))
+    if early.init_from:
+        config = make_config(values | given | fine_tuning(config, chosen))
 
     # torchrun has restarted the processes: go on with this run, but not with another of its name
     if distributed.restarted() and last.exists():
@@ -127,7 +128,7 @@ def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Co
             unused[name] = f"{name}={in_file[-1]} (the run has {value})"
     if unused:
         listed = ", ".join(unused.values())
-        print(f"not used, because the run keeps its own settings: {listed} in {path}")
+        print(f"the run keeps its own settings, so these of {path} are not used: {listed}")
     if free := [name for name in unused if name not in FIXED]:
         print(f"to change {', '.join(free)}, use the command line")
     if fixed := [name for name in unused if name in FIXED]:
@@ -151,21 +152,28 @@ def shorter_warmup(values: dict, given: dict) -> dict:
     return {"warmup_steps": steps // 10}
 
 
-def fine_tuning_rates(config: Config, given: dict) -> dict:
-    """Lower learning rates than the config's: a cautious default that forgets little."""
-    changes = {"learning_rate": config.learning_rate / FINE_TUNING_DIVISOR}
-    if config.min_lr and "min_lr" not in given:
-        changes["min_lr"] = config.min_lr / FINE_TUNING_DIVISOR
-    elif config.min_lr and config.min_lr > changes["learning_rate"]:
-        raise UserError(
-            f"min_lr={config.min_lr:g} is above the learning rate for fine-tuning,"
-            f" {changes['learning_rate']:g}: set --learning_rate too",
-            status=2,
-        )
-    listed = [
-        f"{name}={rate:g} instead of {getattr(config, name):g}" for name, rate in changes.items()
-    ]
-    print(f"rate     fine-tuning: {', '.join(listed)} (--learning_rate overrides)")
+def fine_tuning(config: Config, chosen: set[str]) -> dict:
+    """Cautious values, which forget little, for the settings that were not chosen for fine-tuning:
+    lower learning rates, and no more weight decay than by default.
+    """
+    changes = {}
+    if "learning_rate" not in chosen:
+        changes["learning_rate"] = config.learning_rate / FINE_TUNING_DIVISOR
+        if config.min_lr and "min_lr" not in chosen:
+            changes["min_lr"] = config.min_lr / FINE_TUNING_DIVISOR
+        elif config.min_lr and config.min_lr > changes["learning_rate"]:
+            raise UserError(
+                f"min_lr={config.min_lr:g} is above the learning rate for fine-tuning,"
+                f" {changes['learning_rate']:g}: set --learning_rate too",
+                status=2,
+            )
+    if "weight_decay" not in chosen and config.weight_decay > Config.weight_decay:
+        changes["weight_decay"] = Config.weight_decay
+    if changes:
+        listed = [
+            f"{n}={value:g} instead of {getattr(config, n):g}" for n, value in changes.items()
+        ]
+        print(f"tuning   {', '.join(listed)} (the command line overrides)")
     return changes
 
 

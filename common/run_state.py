@@ -80,20 +80,22 @@ def make_room(config: Config) -> None:
         path: path.with_name(f"{path.stem}.prev{path.suffix}") for path in map(config.path, FILES)
     }
     kept = {path: new for path, new in places.items() if path.exists()}
-    longest = checkpoint.peek(places[last]).get("step", 0)
-    if state and state["step"] < longest:
-        print(
-            f"replacing an earlier run of {state['step']:,} steps;"
-            f" {config.path('*.prev.*')} are of one of {longest:,} steps"
-        )
-        return
+    reached = steps_of(config.path("last.pt"), config.path("best.pt"))
+    longest = steps_of(places[config.path("last.pt")], places[config.path("best.pt")])
+    lost = kept if reached < longest else kept.values()
     start = Path(os.path.expanduser(config.init_from or "")).resolve()
-    if start in map(Path.resolve, kept.values()):
+    if start in map(Path.resolve, lost):
         raise UserError(
             f"this run would replace {config.init_from}, which it starts from: choose another"
             " --run_name",
             status=2,
         )
+    if reached < longest:
+        print(
+            f"replacing an earlier run of {reached:,} steps;"
+            f" {config.path('*.prev.*')} are from a longer one, of {longest:,} steps"
+        )
+        return
     replaced = any(new.exists() for new in places.values())
     for path, new in places.items():
         if path in kept:
@@ -102,6 +104,11 @@ def make_room(config: Config) -> None:
             new.unlink(missing_ok=True)  # of another run than those that are kept now
     note = ", replacing those of the run before it" if replaced else ""
     print(f"kept the files of an earlier run as {config.path('*.prev.*')}{note}")
+
+
+def steps_of(*checkpoints: Path) -> int:
+    """The largest step of these checkpoints, those that are there."""
+    return max(checkpoint.peek(path).get("step", 0) for path in checkpoints)
 
 
 def finished(state: dict) -> bool:

@@ -31,6 +31,7 @@ SAMPLE_WORD_BYTES = 3_000_000  # of distinct words in them: training needs 130 t
 WORD = re.compile(r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+")  # much like common.bpe.PATTERN
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 MOST_LOST = 0.1  # fraction of a text that --replace_unknown may leave out
+SURROGATES = "the text has unpaired surrogates: check --encoding"
 CHANGED = "the text has changed while it was being read: try again"
 PLAIN = {  # what --replace_unknown writes for typographic characters
     "\u2018": "'",
@@ -114,7 +115,10 @@ def beginning(text: Text, limit: int) -> Text:
     for _, number, piece in numbered(text):
         if number > 0 or limit <= 0:
             return
-        content = piece.encode("utf-8")
+        try:
+            content = piece.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(SURROGATES) from None
         yield content[:limit].decode("utf-8", errors="ignore")
         limit -= len(content)
 
@@ -171,7 +175,7 @@ def survey(corpus: Corpus) -> Survey:
         try:
             content = text.encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError("the text has unpaired surrogates: check --encoding") from None
+            raise UserError(SURROGATES) from None
         hashed.add(number, content)
         # dropping ASCII already seen, usually all of it, is faster than checking every character
         if new := content.translate(None, delete=known):

@@ -38,7 +38,7 @@ def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None
     added = files.find(inputs, [pattern or "*.py"])
     for path in added:
         if not path.is_file():  # it could be read only once
-            raise UserError(f"{path} is not a file or folder: save what it gives to a file first")
+            raise UserError(f"{path} is not a file or folder: save its output to a file first")
     if left_out := [str(path) for path in added if read_utf8(path) is None]:
         print(f"left out, as they are not UTF-8 text: {listed(left_out)}")
 

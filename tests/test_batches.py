@@ -79,3 +79,10 @@ def test_a_text_shorter_than_a_window_is_refused(tiny):
         Batches(token_range(32), tiny())
     with pytest.raises(UserError, match="needs at least 33: prepare more text$"):
         Batches(token_range(32), tiny(init_from="a.pt"))  # the model determines block_size
+
+
+def test_the_order_of_the_windows_is_random_and_new_in_each_epoch(tiny):
+    batches = Batches(token_range(1001), tiny(batch_size=30))  # an epoch per step
+    orders = [np.argsort(batches.starts(step)).tolist() for step in range(2)]
+    assert orders[0] != orders[1]
+    assert list(range(30)) not in orders

@@ -7,6 +7,7 @@ import torch
 
 from common.dataset import bits_per_byte, load_dataset, windows
 from common.errors import UserError
+from prepare import prepare
 
 
 def test_windows_are_slices_of_the_tokens():
@@ -36,3 +37,9 @@ def test_loading_a_dataset_reads_only_its_beginning(dataset):
 def test_a_uniform_distribution_over_bytes_costs_eight_bits_per_byte():
     assert bits_per_byte(np.log(256), tokens=10, n_bytes=10) == pytest.approx(8)
     assert bits_per_byte(np.log(256), tokens=10, n_bytes=40) == pytest.approx(2)
+
+
+def test_bits_per_byte_of_a_dataset_are_those_of_its_validation_text(folder):
+    Path("a.txt").write_text("a" * 90 + "é" * 10, encoding="utf-8")
+    prepare("a_char", ["a.txt"])
+    assert load_dataset("a_char").bits_per_byte(np.log(2)) == pytest.approx(0.5)

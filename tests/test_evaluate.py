@@ -54,10 +54,11 @@ def test_mean_loss_predicts_every_token_but_the_first_once(model, n_tokens, monk
     assert mean_loss(model, tokens, torch.float32) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_mean_loss_with_a_limit_uses_evenly_spaced_windows(model):
+@pytest.mark.parametrize("limit, starts", [(32, [0, 40, 80, 120]), (24, [0, 48, 104])])
+def test_mean_loss_with_a_limit_uses_evenly_spaced_windows(model, limit, starts):
     tokens = random_tokens(165)
-    losses = naive_losses(model, tokens, starts=[0, 40, 80, 120])
-    limited = mean_loss(model, tokens, torch.float32, max_tokens=32)
+    losses = naive_losses(model, tokens, starts)
+    limited = mean_loss(model, tokens, torch.float32, max_tokens=limit)
     assert limited == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -138,7 +139,7 @@ def test_line_ends_that_the_model_does_not_know_are_mentioned(finished_run, caps
     assert evaluate.main(["--ckpt=out/tiny_best.pt", "--text=crlf.txt", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["bytes"] == len(text)
-    assert "the model knows no \\r" in printed.err
+    assert "the model does not know \\r" in printed.err
 
 
 def test_without_json_the_same_figures_are_printed_for_people(finished_run, capsys):

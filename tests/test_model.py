@@ -378,13 +378,24 @@ def test_entropy_is_the_mean_over_all_predictions():
 # generation
 
 
-def test_generation_continues_past_a_full_window():
-    model, idx = make(SMALL), tokens(2, 30)
-    out = model.generate(idx, 50, generator=seeded(7))
-    assert out.shape == (2, 80)
-    assert torch.equal(out[:, :30], idx)
-    assert torch.equal(out, model.generate(idx, 50, generator=seeded(7)))
-    assert torch.equal(out[:, 30:], torch.cat([*model.stream(idx, 50, generator=seeded(7))], 1))
+@pytest.mark.parametrize("kind", [{}, {"pos_type": "learned"}, {"conv_width": 4}], ids=str)
+@pytest.mark.parametrize("length", [1, 16, 30])
+def test_generation_goes_on_with_the_last_half_of_a_full_window(kind, length):
+    model, expected = make(replace(SMALL, **kind)), tokens(2, length)
+    generated = model.generate(expected, 40, temperature=0)
+    start = max(0, length - 16)
+    for end in range(length, length + 40):
+        start = start if end - start <= 16 else end - 8
+        token = model(expected[:, start:])[:, -1].argmax(-1, keepdim=True)
+        expected = torch.cat((expected, token), 1)
+    assert torch.equal(generated, expected)
+
+
+def test_equal_generators_give_equal_texts():
+    model, idx = make(SMALL), tokens(2, 3)
+    one, same = (model.generate(idx, 40, generator=seeded(7)) for _ in range(2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, model.generate(idx, 40, generator=seeded(8)))
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-300}])
@@ -413,6 +424,8 @@ def test_a_full_window_is_cut_to_its_last_half():
         ({"top_p": 0.6}, [0.625, 0.375, 0, 0]),
         ({"temperature": 0.5}, [0.685, 0.247, 0.062, 0.007]),  # squared
         ({"temperature": 0}, [1, 0, 0, 0]),
+        ({"temperature": 0.5, "top_p": 0.9}, [0.735, 0.265, 0, 0]),
+        ({"top_k": 3, "top_p": 0.84}, [0.625, 0.375, 0, 0]),
     ],
 )
 def test_sample_token_samples_with_these_frequencies(options, expected):
@@ -425,3 +438,10 @@ def test_sample_token_samples_with_these_frequencies(options, expected):
 def test_top_k_keeps_exactly_k_tokens_even_if_they_are_equally_likely():
     sampled = sample_token(torch.zeros(1000, 10), top_k=3, generator=seeded(0))
     assert len(sampled.unique()) == 3
+
+
+def test_relu2_is_the_square_of_relu():
+    mlp = make(replace(SMALL, mlp_type="relu2")).blocks[0].mlp
+    x = torch.randn(2, 3, 16, generator=seeded(2))
+    expected = (x @ mlp.up.weight.T).clamp(min=0).square() @ mlp.down.weight.T
+    assert torch.allclose(mlp(x), expected, atol=1e-4)

@@ -214,3 +214,39 @@ def test_the_loss_falls(make_run, settings):
     run = make_run(n_tokens=65, max_steps=40, learning_rate=3e-3, **settings)
     losses = [run.update(step)[0].item() for step in range(40)]
     assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("optimizer", SETTINGS["optimizer"].choices)
+def test_adamw_has_the_betas_of_the_settings(tiny, optimizer):
+    config = tiny(optimizer=optimizer, vocab_size=10, beta1=0.8, beta2=0.99)
+    adamw = make_optimizers(GPT(config), config)[-1]
+    assert isinstance(adamw, torch.optim.AdamW)  # Adam's decay would be part of the gradient
+    assert {tuple(group["betas"]) for group in adamw.param_groups} == {(0.8, 0.99)}
+
+
+# random numbers
+
+
+def test_every_step_and_every_seed_has_its_own_dropout(make_run):
+    masks = []
+    for seed, step in ((1, 0), (1, 1), (2, 0)):
+        run = make_run(dropout=0.3, seed=seed)
+        run.model.dropout.register_forward_hook(lambda _, x, y: masks.append(y == 0))
+        run.update(step)
+    assert len(masks) == 3
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(masks, 2))
+
+
+def test_the_seed_decides_the_initial_weights_and_the_samples(make_run):
+    one, other = make_run(seed=1), make_run(seed=2)
+    assert not close(parameters(one.model), parameters(other.model))
+    other.model.load_state_dict(one.model.state_dict())
+    assert one.sample(50) != other.sample(50)
+
+
+def test_samples_are_made_without_dropout(make_run):
+    run, modes = make_run(dropout=0.5), []
+    run.model.register_forward_hook(lambda model, *_: modes.append(model.training))
+    run.sample(3)
+    assert modes == [False] * 3
+    assert run.model.training

@@ -532,3 +532,19 @@ def test_the_start_of_a_document_occurs_in_the_training_tokens(folder):
     dataset = load_dataset("texts_char")
     assert dataset.tokenizer.separator == "\0"
     assert dataset.tokenizer.start_ids[0] in dataset.train
+
+
+def test_a_dataset_whose_replacement_is_interrupted_does_not_count_as_prepared(
+    dataset, monkeypatch
+):
+    replace = os.replace
+
+    def interrupted(source, target):
+        if Path(source).name == "val.bin":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare("verses_char", ["verses.txt"])
+    assert not prepare.is_prepared("verses_char")

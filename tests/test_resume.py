@@ -154,3 +154,13 @@ def test_fine_tuning_another_architecture_is_refused(finished_run, tiny):
     with pytest.raises(UserError, match="out/tiny_best.pt has a different architecture"):
         train(tiny(d_model=64, init_from=BEST, run_name="other"))
     assert not list(Path("out").glob("other*"))
+
+
+def test_a_resumed_run_keeps_its_loss_scale(dataset, tiny):
+    settings = {"dtype": "float16", "warmup_steps": 0}
+    train(tiny(**settings, max_steps=2))
+    saved = checkpoint.load(LAST)
+    saved.scaler["scale"] = 8.0
+    checkpoint.save(Path(LAST), saved)
+    train(tiny(**settings, max_steps=3, resume=True))
+    assert checkpoint.load(LAST).scaler["scale"] == 8.0

@@ -35,10 +35,29 @@ def test_short_tries_do_not_replace_the_longest_of_the_runs_before(finished_run,
     for seed in (2, 3):
         train(tiny(max_steps=6, seed=seed))
     assert Path("out/tiny_best.prev.pt").read_bytes() == content
-    printed = "replacing an earlier run of 6 steps; out/tiny_*.prev.* are of one of 12 steps"
+    printed = "replacing an earlier run of 6 steps; out/tiny_*.prev.* are from a longer one, of 12"
     assert printed in capsys.readouterr().out
     assert train(tiny())["finished"]
     assert Path("out/tiny_best.prev.pt").read_bytes() == content
+
+
+def test_what_is_left_of_a_deleted_run_does_not_replace_the_longest_one(finished_run, tiny):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 8)
+        train(tiny(seed=2))
+    content = Path("out/tiny_best.prev.pt").read_bytes()
+    LAST.unlink()  # as the error about a stopped run suggests
+    train(tiny(seed=3))
+    assert Path("out/tiny_best.prev.pt").read_bytes() == content
+    assert Path("out/tiny_last.prev.pt").exists()
+
+
+def test_a_short_run_that_another_one_starts_from_is_not_replaced(finished_run, tiny):
+    train(tiny(max_steps=6, seed=2))  # the run of 12 steps is now the kept one
+    before = contents(Path("out"))
+    with pytest.raises(UserError, match="would replace out/tiny_best.pt"):
+        train(tiny(init_from="out/tiny_best.pt"))
+    assert contents(Path("out")) == before
 
 
 def test_metrics_without_a_checkpoint_are_kept(finished_run, tiny):

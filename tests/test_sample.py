@@ -159,6 +159,14 @@ def test_a_character_of_several_bytes_appears_once_it_is_complete():
     assert decode("aé€") == ["a", "", "é", "", "", "€", ""]
 
 
+def test_a_separator_or_stop_text_may_begin_in_the_prompt():
+    tokenizer = CharTokenizer("\nab", "\n\n")
+    for stop, text, expected in ((None, "\na", ""), ("aab", "abb", "ab"), ("bbbbb", "ab", "ab")):
+        decoder = sample.TextDecoder(tokenizer, stop, "b\n\nba" if stop else "a\n")
+        pieces = sample.decode_stream(stream(tokenizer.encode(text).tolist()), decoder)
+        assert "".join(pieces) == expected
+
+
 def test_an_incomplete_character_at_the_end_is_left_out():
     decoder = sample.TextDecoder(ByteTokenizer(), None)
     pieces = sample.decode_stream(stream([97, 0xE2, 0x82]), decoder)

@@ -125,16 +125,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(dataset, tiny, mon
 
     before_update(monkeypatch, break_weights)
     with pytest.raises(UserError, match="train/loss is nan at step 9: set a lower learning_rate"):
-        train(tiny(log_interval=5))
-    assert checkpoint.load(LAST).step == 6
+        train(tiny(log_interval=5, save_interval=2))
+    assert checkpoint.load(LAST).step == 8
     assert all(tensor.isfinite().all() for tensor in weights(LAST).values())
 
 
 def test_a_diverged_model_is_not_sampled(dataset, tiny, monkeypatch):
-    before_update(
-        monkeypatch, lambda run, step: torch.nn.init.constant_(run.model.head.weight, math.nan)
-    )
-    with pytest.raises(UserError, match="train/loss is nan at step 0"):
+    def break_weights(run, step):
+        if step == 1:  # not 0, which is logged at once
+            torch.nn.init.constant_(run.model.head.weight, math.nan)
+
+    before_update(monkeypatch, break_weights)
+    with pytest.raises(UserError, match="train/loss is nan at step 1"):
         train(tiny(log_interval=5, sample_interval=3))
 
 
