@@ -6,6 +6,8 @@
 # Loss and time on a GPU: not measured yet.
 # Without a GPU the on_cpu block trains 0.8M parameters: validation loss 1.301, 1.88 bits per byte
 # (median of 4 seeds; 1.292 to 1.306), in 45 seconds on 2 cores of an AMD EPYC with bfloat16.
+# 1,000 steps of the 10M model (--on_cpu=false --max_steps=1000), 0.4 epochs, reach 0.956, 1.379 bits
+# per byte (one run).
 
 run_name = "python_byte"
 dataset = "python_byte"
