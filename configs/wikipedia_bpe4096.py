@@ -8,8 +8,9 @@
 # Loss on all of enwik8: not measured yet. On the 487 articles of its first 4.15 MB
 # (python prepare.py wikipedia_bpe4096 --limit 4154399), without a GPU, the on_cpu block trains 1.3M
 # parameters: validation loss 4.013 (median of 3 seeds, 4.001 to 4.018), 2.03 bits per byte, in 87
-# seconds (one run) on 2 cores of an Intel Xeon with bfloat16 (with bytes it was 2.35). 600 steps of the 10M model (--on_cpu=false --max_steps=600
-# --dropout=0.1 --weight_decay=1.0), two epochs, reach 3.587, 1.82 bits per byte (one run).
+# seconds (one run) on 2 cores of an Intel Xeon with bfloat16 (with bytes it was 2.35). 600 steps of
+# the 10M model (--on_cpu=false --max_steps=600 --dropout=0.1 --weight_decay=1.0), two epochs, reach
+# 3.587, 1.82 bits per byte (one run).
 
 run_name = "wikipedia_bpe4096"
 dataset = "wikipedia_bpe4096"
