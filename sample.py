@@ -51,23 +51,22 @@ class TextDecoder:
     def __init__(self, tokenizer: Tokenizer, stop: str | None, prompt: str = ""):
         self.decode = tokenizer.stream_decoder()
         self.separator, self.stop = tokenizer.separator, stop
-        # the last of the text, in which a separator or stop text may have begun, and how much of it
-        # was returned
-        begun = max(len(self.separator or ""), len(stop or "")) - 1
-        self.text = prompt[-begun:] if begun > 0 else ""
-        self.returned = len(self.text)
+        # a separator or stop text may begin in the prompt
+        overlap = max(len(self.separator or ""), len(stop or "")) - 1
+        self.text = prompt[-overlap:] if overlap > 0 else ""  # the end of the text
+        self.returned = len(self.text)  # how much of it was returned
         self.ended = False
 
     def add(self, ids: list[int]) -> str:
         """The new text that is certain: without an end that may begin a separator or a line end."""
         if self.ended:
             return ""
-        known = len(self.text)
+        old = len(self.text)
         self.text += self.decode(ids)
         ends = []
         for mark, shown in ((self.separator, 0), (self.stop, len(self.stop or ""))):
-            # what ends in the prompt does not count
-            if mark and (start := self.text.find(mark, max(0, known - len(mark) + 1))) >= 0:
+            # only one that ends in the new text counts
+            if mark and (start := self.text.find(mark, max(0, old - len(mark) + 1))) >= 0:
                 ends.append(start + shown)
         self.ended = bool(ends)
         return self.take(min(ends, default=len(self.text) - self.doubtful()))
@@ -77,7 +76,8 @@ class TextDecoder:
         return "" if self.ended else self.take(len(self.text))
 
     def take(self, end: int) -> str:
-        """The text up to `end` that was not returned yet; forgets what is no longer needed."""
+        """Returns the new text before `end`, and drops what is no longer needed."""
+        end = max(end, self.returned)
         new = self.text[self.returned : end]
         # keep the characters in which a separator or stop text may have begun
         kept = max(len(self.text) - end, len(self.separator or ""), len(self.stop or ""))

@@ -32,8 +32,7 @@ ARCHITECTURE = [field.name for field in fields(GPTConfig) if field.name in SETTI
 SHAPE = [name for name in ARCHITECTURE if name != "dropout"]
 # what a resumed run can't change
 FIXED = [*ARCHITECTURE, "dataset", "seed", "batch_size", "batch_order", "optimizer", "init_from"]
-# what --init_from may change
-INITIALIZED = [*SHAPE, "learning_rate", "min_lr", "weight_decay"]
+SET_BY_INIT_FROM = [*SHAPE, "learning_rate", "min_lr", "weight_decay"]
 WHICH_RUN = ("resume", "out_dir", "run_name")
 # what decides where the other settings come from; an on_cpu block can't set it
 SOURCES = (*WHICH_RUN, "init_from", "device")
@@ -55,7 +54,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
         if file or not {"run_name", "resume"} <= given.keys():
             raise
         values, on_cpu = {}, {}  # the run has its settings: it does not need the default file
-    chosen = {*given, *(values if "init_from" in values else ())}  # for fine-tuning
+    chosen_for_fine_tuning = {*given, *(values if "init_from" in values else ())}
     early = make_config({name: v for name, v in (values | given).items() if name in SOURCES})
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
@@ -95,7 +94,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     values |= shorter_warmup(values | given, given)
     config = make_config(values | given)
     if early.init_from:
-        config = make_config(values | given | fine_tuning(config, chosen))
+        config = make_config(values | given | fine_tuning(config, chosen_for_fine_tuning))
 
     # torchrun has restarted the processes: go on with this run, but not with another of its name
     if distributed.restarted() and last.exists():
@@ -123,7 +122,9 @@ def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Co
         with suppress(ValueError):
             in_file = [convert(SETTINGS[name], value) for value in in_file]
         value = getattr(config, name)
-        expected = name in given or name in WHICH_RUN or config.init_from and name in INITIALIZED
+        expected = (
+            name in given or name in WHICH_RUN or config.init_from and name in SET_BY_INIT_FROM
+        )
         if in_file and value not in in_file and not expected:
             unused[name] = f"{name}={in_file[-1]} (the run has {value})"
     if unused:
@@ -153,8 +154,8 @@ def shorter_warmup(values: dict, given: dict) -> dict:
 
 
 def fine_tuning(config: Config, chosen: set[str]) -> dict:
-    """Cautious values, which forget little, for the settings that were not chosen for fine-tuning:
-    lower learning rates, and no more weight decay than by default.
+    """Cautious values for settings that were not chosen for fine-tuning: lower learning rates, and
+    at most the default weight decay, so that the model forgets little.
     """
     changes = {}
     if "learning_rate" not in chosen:

@@ -16,7 +16,7 @@ from model import GPT
 # when it imports its compiler; pick_compile tests that compilation works.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
-# Shorter runs take longer to compile than they gain. On a GPU the compiler needs about 40 seconds.
+# Compiling a shorter run takes longer than it saves. On a GPU it takes about 40 seconds.
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e15}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -80,7 +80,7 @@ class Progress:
         self.bar.close()
 
     def print(self, text: str) -> None:
-        """Prints above the bar; sets unread if the reader of the output has ended."""
+        """Prints above the bar; sets unread if standard output can't be written."""
         try:
             self.bar.write(text, file=sys.stdout)
             sys.stdout.flush()

@@ -57,7 +57,7 @@ def make_room(config: Config) -> None:
 
     Raises UserError if that run is not finished.
     """
-    last = config.path("last.pt")
+    last, best, metrics = map(config.path, ("last.pt", "best.pt", "metrics.jsonl"))
     state = checkpoint.peek(last)
     if last.exists() and not state:
         raise UserError(
@@ -72,16 +72,14 @@ def make_room(config: Config) -> None:
             " --run_name, or delete it",
             status=2,
         )
-    metrics = config.path("metrics.jsonl")
     recorded = metrics.exists() and metrics.stat().st_size > 0
-    if state.get("step") == 0 or not (state or config.path("best.pt").exists() or recorded):
+    if state.get("step") == 0 or not (state or best.exists() or recorded):
         return  # nothing worth keeping, and no reason to replace what an earlier run has kept
     places = {
         path: path.with_name(f"{path.stem}.prev{path.suffix}") for path in map(config.path, FILES)
     }
     kept = {path: new for path, new in places.items() if path.exists()}
-    reached = steps_of(config.path("last.pt"), config.path("best.pt"))
-    longest = steps_of(places[config.path("last.pt")], places[config.path("best.pt")])
+    reached, longest = steps_of(last, best), steps_of(places[last], places[best])
     lost = kept if reached < longest else kept.values()
     start = Path(os.path.expanduser(config.init_from or "")).resolve()
     if start in map(Path.resolve, lost):
@@ -107,7 +105,7 @@ def make_room(config: Config) -> None:
 
 
 def steps_of(*checkpoints: Path) -> int:
-    """The largest step of these checkpoints, those that are there."""
+    """The largest step of the checkpoints that exist; 0 if none does."""
     return max(checkpoint.peek(path).get("step", 0) for path in checkpoints)
 
 

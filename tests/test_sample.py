@@ -167,6 +167,11 @@ def test_a_separator_or_stop_text_may_begin_in_the_prompt():
         assert "".join(pieces) == expected
 
 
+def test_the_end_of_a_prompt_is_not_repeated_while_a_character_is_incomplete():
+    decoder = sample.TextDecoder(ByteTokenizer("\n\n"), None, "a\n")
+    assert [decoder.add([byte]) for byte in "é".encode()] == ["", "é"]
+
+
 def test_an_incomplete_character_at_the_end_is_left_out():
     decoder = sample.TextDecoder(ByteTokenizer(), None)
     pieces = sample.decode_stream(stream([97, 0xE2, 0x82]), decoder)
