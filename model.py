@@ -4,8 +4,9 @@ Shapes: B sequences, T positions, C = d_model channels, H heads of D = C / H cha
 the vocabulary.
 """
 
+import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -167,12 +168,14 @@ def rotate(x, cos, sin):
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
 
 
-def attend(q, k, v):
+def attend(q, k, v, mask=None):
     """Causal attention, softmax(q k^T / sqrt(D)) v.
 
     q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D). The T queries belong to the last of the S
-    positions; T is S, or 1 when generating with a cache.
+    positions; T is S, or 1 when generating with a cache. mask (S,) is added to a query's scores.
     """
+    if mask is not None:
+        return ((q / math.sqrt(q.size(3))) @ k.mT + mask).softmax(-1) @ v
     if q.is_cpu and q.dtype == torch.bfloat16 and q.size(2) > 1:
         return attend_on_cpu_in_bfloat16(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1)
@@ -196,17 +199,55 @@ class KVCache:
         self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype
     ):
         shape = (config.n_layers, batch_size, config.n_heads, config.block_size, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.inputs = {}  # (B, conv_width - 1, C) by ShortConv
         self.length = 0  # positions filled; GPT.forward advances it after the last layer
 
+    def clear(self) -> None:
+        self.length = 0
+        for inputs in self.inputs.values():
+            inputs.zero_()
+
+    def positions(self, T: int):
+        """Where the next T positions belong, as an index."""
+        return slice(self.length, self.length + T)
+
     def append(self, layer: int, k, v):
-        """Stores the newest positions (B, H, T, D); returns all of them (B, H, length + T, D)."""
-        end = self.length + k.size(2)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        """Stores the newest positions (B, H, T, D).
+
+        Returns all keys and values (B, H, length + T, D), and a mask for attend().
+        """
+        new = self.positions(k.size(2))
+        self.keys[layer, :, :, new] = k
+        self.values[layer, :, :, new] = v
+        return self.keys[layer, :, :, : new.stop], self.values[layer, :, :, : new.stop], None
+
+
+class GraphCache(KVCache):
+    """A KVCache as a CUDA graph sees it, which repeats the same operations on the same memory.
+
+    The position is a tensor, and attention reads all of the memory, with a mask.
+    """
+
+    def __init__(self, cache: KVCache):
+        self.keys, self.values, self.inputs = cache.keys, cache.values, cache.inputs
+        self.all_positions = torch.arange(cache.keys.size(3), device=cache.keys.device)
+
+    def move_to(self, position) -> None:
+        """Prepares for a token at this position, an int64 tensor (1,)."""
+        self.length, self.position = 0, position
+        self.mask = torch.zeros_like(self.all_positions, dtype=self.keys.dtype)
+        self.mask.masked_fill_(self.all_positions > position, -math.inf)
+
+    def positions(self, T: int):
+        return self.position
+
+    def append(self, layer: int, k, v):
+        keys, values = self.keys[layer], self.values[layer]
+        keys.index_copy_(2, self.position, k)
+        values.index_copy_(2, self.position, v)
+        return keys, values, self.mask
 
 
 class ShortConv(nn.Module):
@@ -227,12 +268,13 @@ class ShortConv(nn.Module):
         T, past = x.size(1), self.past
         if not past:
             return x
-        if cache is not None and cache.length:
-            x = torch.cat((cache.inputs[self], x), dim=1)
-        else:
+        if cache is None:
             x = F.pad(x, (0, 0, past, 0))  # zeros before the first position
-        if cache is not None:
-            cache.inputs[self] = x[:, -past:]
+        else:
+            if self not in cache.inputs:
+                cache.inputs[self] = x.new_zeros(x.size(0), past, x.size(2))
+            x = torch.cat((cache.inputs[self], x), dim=1)
+            cache.inputs[self].copy_(x[:, -past:])
         y = x[:, past:]
         for i, gain in enumerate(self.weight, start=1):
             y = y + gain * x[:, past - i : past - i + T]
@@ -265,9 +307,10 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         q, k = q.type_as(v), k.type_as(v)
+        mask = None
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        y = attend(q, k, v).transpose(1, 2).reshape(B, T, C)
+            k, v, mask = cache.append(self.layer, k, v)
+        y = attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C)
         return self.dropout(self.out(y))
 
 
@@ -388,12 +431,13 @@ class GPT(nn.Module):
             raise ValueError(f"{end} positions exceed block_size {self.config.block_size}")
         if start and idx.size(1) > 1:
             raise ValueError("a filled cache takes one position at a time")
+        positions = slice(0, end) if cache is None else cache.positions(idx.size(1))
         x = self.token_embedding(idx)
         rope = None
         if self.config.pos_type == "learned":
-            x = x + self.position_embedding.weight[start:end]
+            x = x + self.position_embedding.weight[positions]
         elif self.config.pos_type == "rope":
-            rope = self.cos[start:end], self.sin[start:end]
+            rope = self.cos[positions], self.sin[positions]
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rope, cache)
@@ -425,18 +469,67 @@ class GPT(nn.Module):
         tokens = torch.empty(B, T + max_new_tokens, dtype=idx.dtype, device=idx.device)
         tokens[:, :T] = idx
         cache = KVCache(self.config, B, idx.device, dtype)
+        graph_cache = GraphCache(cache)
+
+        def next_token(new, cache):
+            logits = self(new, cache)[:, -1]
+            return sample_token(logits, temperature, top_k, top_p, generator)
+
+        def next_token_at(position, token):
+            graph_cache.move_to(position)
+            return next_token(token, graph_cache)
+
+        graph = Graph(generator) if idx.is_cuda else None
         start = max(0, T - block_size)  # first token that is not in the cache yet
         for end in range(T, T + max_new_tokens):
             if cache.length + end - start > block_size:
-                cache.length, start = 0, end - max(1, block_size // 2)
-            logits = self(tokens[:, start:end], cache)[:, -1]
-            tokens[:, end] = sample_token(logits, temperature, top_k, top_p, generator)
+                cache.clear()
+                start = end - max(1, block_size // 2)
+            new = tokens[:, start:end]
+            if graph and cache.length:
+                tokens[:, end] = graph(next_token_at, torch.tensor([cache.length]), new)
+                cache.length += 1
+            else:
+                tokens[:, end] = next_token(new, cache)
             start = end
             yield tokens[:, end : end + 1]
 
     def generate(self, idx, max_new_tokens: int, **sampling) -> torch.Tensor:
         """idx (B, T) with max_new_tokens more, (B, T + max_new_tokens); `sampling` as in stream."""
         return torch.cat([idx, *self.stream(idx, max_new_tokens, **sampling)], dim=1)
+
+
+class Graph:
+    """Calls a function of tensors on a GPU, from the fourth call on as a CUDA graph.
+
+    A graph launches all kernels at once: launching them one by one takes longer than the kernels of
+    a small model. The tensors must keep their shapes; the function must not depend on anything else
+    that changes, and must not wait for the GPU. A call overwrites the results of the one before.
+    """
+
+    EAGER_CALLS = 3  # compile, load kernels, allocate optimizer states
+
+    def __init__(self, generator: torch.Generator | None = None):
+        """generator: from which the function draws random numbers, if not PyTorch's default."""
+        self.generator, self.calls, self.graph = generator, 0, None
+
+    def __call__(self, function: Callable, *tensors: torch.Tensor):
+        if not self.calls:
+            self.inputs = [torch.empty_like(tensor, device="cuda") for tensor in tensors]
+        for memory, tensor in zip(self.inputs, tensors):
+            memory.copy_(tensor, non_blocking=True)
+        self.calls += 1
+        if self.calls <= self.EAGER_CALLS:
+            return function(*self.inputs)
+        if self.graph is None:
+            gc.collect()  # freeing another graph would break the recording
+            self.graph = torch.cuda.CUDAGraph()
+            if self.generator is not None:
+                self.graph.register_generator_state(self.generator)
+            with torch.cuda.graph(self.graph):
+                self.results = function(*self.inputs)
+        self.graph.replay()
+        return self.results
 
 
 # -------------------------------------------------------------------------------------------------

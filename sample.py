@@ -178,6 +178,8 @@ def main(argv: list[str]) -> None:
 
     # the model
     device, _ = pick_device(args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     model, tokenizer = load_model(args.ckpt).build(device)
     if args.temperature > 0:  # without randomness, rounding to bfloat16 could decide the text
         model.to(pick_weights_dtype(device, args.num_samples))

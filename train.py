@@ -39,7 +39,7 @@ from common.timing import SaveTimer
 from common.tokenizer import first_document
 from config import Config
 from evaluate import mean_loss
-from model import GPT, entropy, flops_per_token, next_token_loss
+from model import GPT, Graph, entropy, flops_per_token, next_token_loss
 from plot import draw
 from prepare import prepare_missing
 
@@ -112,10 +112,20 @@ def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
     matrices = {"params": groups.pop("matrices"), "weight_decay": config.weight_decay}
     others = [{"params": group, "weight_decay": 0.0} for group in groups.values() if group]
     settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
+    settings["capturable"] = True  # by a CUDA graph
     if config.optimizer == "muon":
         muon = Muon([matrices], lr=config.learning_rate)
         return [muon, torch.optim.AdamW(others, **settings)]
     return [torch.optim.AdamW([matrices, *others], **settings)]
+
+
+def losses(logits, ids, confidence_penalty: float):
+    """What to minimize, and the loss in nats per token: logits (B, T, V), ids (B, T + 1)."""
+    loss = next_token_loss(logits, ids)
+    if not confidence_penalty:
+        return loss, loss.detach()
+    # Pereyra et al., 2017, arXiv:1701.06548
+    return loss - confidence_penalty * entropy(logits), loss.detach()
 
 
 # -------------------------------------------------------------------------------------------------
@@ -132,6 +142,8 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = GPT(config).to(device)
         self.wrapped_model = self.model  # train() may compile or distribute it; weights are shared
+        self.losses = losses  # train() may compile it
+        self.graph = None  # train() may use one
         self.ema_model = copy.deepcopy(self.model) if config.ema_decay else None
         self.optimizers = make_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -151,28 +163,42 @@ class Run:
         before clipping, both as tensors on the device.
         """
         config, device = self.config, self.model.device
-        ids = self.batches(step)
+        ids, lr = self.batches(step), learning_rate(step, config)
         if device.type == "cuda":
-            ids = ids.pin_memory().to(device, non_blocking=True)  # does not wait for the GPU
-        ids = ids.to(device)
+            ids = ids.pin_memory()  # so that copying it does not wait for the GPU
+        if config.dropout:  # a resumed run must draw the same numbers
+            seeds = np.random.SeedSequence((config.seed, step, 0, distributed.rank()))
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
+        if self.graph:
+            results = self.graph(self.optimize, ids, torch.tensor(lr))
+            loss, norm = (result.clone() for result in results)
+        else:
+            loss, norm = self.optimize(ids.to(device, non_blocking=device.type == "cuda"), lr)
+
+        # update the moving average; a low decay at first soon forgets the random initial weights
+        if self.ema_model:
+            decay = min(config.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                weights, average = list(self.model.parameters()), list(self.ema_model.parameters())
+                torch._foreach_lerp_(average, weights, 1 - decay)
+        return loss, norm
+
+    def optimize(self, ids, lr: float | torch.Tensor):
+        """An update with these sequences and this rate, without the moving average."""
+        config, device = self.config, self.model.device
         micro_batches = ids.split(config.micro_batch_size or len(ids))
         loss = torch.zeros((), device=device)
 
         # accumulate the gradient over the micro-batches; the last one averages it over processes
         for i, micro_batch in enumerate(micro_batches):
-            if config.dropout:  # a resumed run must draw the same numbers
-                seeds = np.random.SeedSequence((config.seed, step, i, distributed.rank()))
-                torch.manual_seed(int(seeds.generate_state(1)[0]))
             accumulating = distributed.world_size() > 1 and i < len(micro_batches) - 1
             with self.wrapped_model.no_sync() if accumulating else nullcontext():
                 with autocast(device, self.dtype):
                     logits = self.wrapped_model(micro_batch[:, :-1])
-                objective = micro_loss = next_token_loss(logits, micro_batch)
-                if config.confidence_penalty:  # Pereyra et al., 2017, arXiv:1701.06548
-                    objective = micro_loss - config.confidence_penalty * entropy(logits)
+                objective, micro_loss = self.losses(logits, micro_batch, config.confidence_penalty)
                 share = len(micro_batch) / len(ids)
                 self.scaler.scale(objective * share).backward()
-            loss += micro_loss.detach() * share
+            loss += micro_loss * share
 
         # clip the gradient
         for optimizer in self.optimizers:
@@ -184,18 +210,11 @@ class Run:
         overflowed = self.scaler.is_enabled() and not norm.isfinite()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
+                group["lr"] = lr
             if not overflowed:
                 self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-
-        # update the moving average; a low decay at first soon forgets the random initial weights
-        if self.ema_model:
-            decay = min(config.ema_decay, (1 + step) / (10 + step))
-            with torch.no_grad():
-                weights, average = list(self.model.parameters()), list(self.ema_model.parameters())
-                torch._foreach_lerp_(average, weights, 1 - decay)
         return loss, norm
 
     def sample(self, length: int) -> str:
@@ -262,8 +281,13 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
         choices["start"] = ("step 0", f"with the weights of {config.init_from}")
     if compiled:
         run.wrapped_model = compile_model(run.model)
+        if device.type == "cuda":
+            run.losses = torch.compile(losses)
     if processes > 1:
         run.wrapped_model = DistributedDataParallel(run.wrapped_model, broadcast_buffers=False)
+    graphs = device.type == "cuda" and config.compile is not False and processes == 1
+    if graphs and dtype != torch.float16:  # whose scaler waits for the GPU
+        run.graph = Graph()
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     print_summary(config, dataset, run.model, epochs, choices)
     distributed.on_first(run_state.prepare_folder, run)
@@ -272,6 +296,7 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     path, overflows = config.path("metrics.jsonl"), run.scaler.is_enabled()
     with Metrics(path, config, run.id, run.step, overflows) as metrics:
         finished = loop(run, metrics)
+        run.graph = None  # frees its memory
         with metrics.clock.paused():
             loss = conclude(run, metrics) if finished else run.best_val_loss
     if not finished:

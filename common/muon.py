@@ -51,10 +51,10 @@ class Muon(torch.optim.Optimizer):
                 by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
                 updates = [self.update(parameter, group["momentum"]) for parameter in parameters]
-                updates = orthogonalize(torch.stack(updates)).unbind()
-                scale = group["lr"] * 0.2 * math.sqrt(max(shape))
+                updates = orthogonalize(torch.stack(updates))
+                updates *= group["lr"] * 0.2 * math.sqrt(max(shape))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, updates, alpha=-scale)
+                torch._foreach_sub_(parameters, updates.unbind())
 
     def update(self, parameter: torch.Tensor, beta: float) -> torch.Tensor:
         """The moving average of the gradient, with Nesterov's look-ahead."""

@@ -49,7 +49,9 @@ FEW_WINDOWS = 64  # windows for all other measurements inside a model
 # tools
 
 
-def attend(q, k, v, factor: float = 1.0, causal: bool = True, keep: Callable | None = None):
+def attend(
+    q, k, v, mask=None, factor: float = 1.0, causal: bool = True, keep: Callable | None = None
+):
     """model.attend with scores `factor` times as large, or without the mask.
 
     q, k, v: (B, H, T, D). keep, if given, is called with the attention weights (B, H, T, T).
