@@ -117,9 +117,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x):
-        h = x.float()
-        inverse_rms = torch.rsqrt(h.square().mean(-1, keepdim=True) + RMS_EPS)
-        return (h * inverse_rms * self.weight).type_as(x)
+        weight = self.weight.float()
+        return F.rms_norm(x.float(), weight.shape, weight, RMS_EPS).type_as(x)
 
 
 def build_norm(config: GPTConfig) -> nn.Module:
@@ -172,13 +171,12 @@ def attend(q, k, v, mask=None):
     """Causal attention, softmax(q k^T / sqrt(D)) v.
 
     q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D). The T queries belong to the last of the S
-    positions; T is S, or 1 when generating with a cache. mask (S,) is added to a query's scores.
+    positions; T is S, or 1 when generating with a cache. mask (1, S), if any, is added to the
+    scores of a single query.
     """
-    if mask is not None:
-        return ((q / math.sqrt(q.size(3))) @ k.mT + mask).softmax(-1) @ v
     if q.is_cpu and q.dtype == torch.bfloat16 and q.size(2) > 1:
         return attend_on_cpu_in_bfloat16(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=q.size(2) > 1)
 
 
 def attend_on_cpu_in_bfloat16(q, k, v):
@@ -237,8 +235,8 @@ class GraphCache(KVCache):
     def move_to(self, position) -> None:
         """Prepares for a token at this position, an int64 tensor (1,)."""
         self.length, self.position = 0, position
-        self.mask = torch.zeros_like(self.all_positions, dtype=self.keys.dtype)
-        self.mask.masked_fill_(self.all_positions > position, -math.inf)
+        mask = torch.zeros_like(self.all_positions, dtype=self.keys.dtype)
+        self.mask = mask.masked_fill(self.all_positions > position, -math.inf).unsqueeze(0)
 
     def positions(self, T: int):
         return self.position

@@ -21,16 +21,33 @@ STEPS = 5
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """For each matrix of (N, rows, columns), the nearest one with all singular values about 1.
 
-    A Newton-Schulz iteration, in bfloat16 if the device is fast at it.
+    A Newton-Schulz iteration, x <- (A + B x x^T + C (x x^T)^2) x, in bfloat16 if the device is fast
+    at it.
     """
     x = matrices.bfloat16() if has_bfloat16(matrices.device) else matrices.float()
     wide = x.size(1) <= x.size(2)
     x = x if wide else x.mT  # so that x x^T is the smaller product
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(STEPS):
-        product = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(product, product, product, beta=B, alpha=C), x, beta=A)
+    if x.dtype == torch.bfloat16:
+        for _ in range(STEPS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+    else:  # the same with fewer operations, but too inexact for bfloat16: first the factors of x
+        gram = x @ x.mT
+        factor = product = polynomial(gram)
+        for _ in range(STEPS - 1):
+            gram = factor @ gram @ factor  # of the next x
+            factor = polynomial(gram)
+            product = factor @ product
+        x = product @ x
     return (x if wide else x.mT).type_as(matrices)
+
+
+def polynomial(gram: torch.Tensor) -> torch.Tensor:
+    """A + B gram + C gram^2, for square matrices (N, rows, rows)."""
+    result = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+    result.diagonal(dim1=1, dim2=2).add_(A)
+    return result
 
 
 class Muon(torch.optim.Optimizer):

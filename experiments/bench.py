@@ -54,21 +54,55 @@ from experiments.runs import add_results, machine, markdown, read_json, write_js
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 from train import Run
 
-VOCAB_SIZE = 65  # of Shakespeare's characters
-SHAPES = {  # what to train: settings, and the number of steps to time
-    "0.8M": (dict(n_layers=4, n_heads=4, d_model=128, block_size=128, batch_size=16), 60),
-    "10.65M": (dict(n_layers=6, n_heads=6, d_model=384, block_size=256, batch_size=16), 12),
+VOCAB_SIZES = {"shakespeare_char": 65, "shakespeare_bpe": 50_257}
+SHAPES = {
+    "0.8M": {
+        "dataset": "shakespeare_char",
+        "n_layers": 4,
+        "n_heads": 4,
+        "d_model": 128,
+        "block_size": 128,
+        "batch_size": 16,
+    },
+    "10.65M": {
+        "dataset": "shakespeare_char",
+        "n_layers": 6,
+        "n_heads": 6,
+        "d_model": 384,
+        "block_size": 256,
+        "batch_size": 16,
+    },
+    "124M": {  # GPT-2's
+        "dataset": "shakespeare_bpe",
+        "n_layers": 12,
+        "n_heads": 12,
+        "d_model": 768,
+        "block_size": 1024,
+        "batch_size": 8,
+    },
+}
+TRAINED = {  # what to train, and the number of steps to time
+    "cpu": [(SHAPES["0.8M"], 60), (SHAPES["10.65M"], 12)],
+    "cuda": [
+        (SHAPES["10.65M"], 300),
+        (SHAPES["10.65M"] | {"batch_size": 64}, 300),
+        (SHAPES["124M"], 100),
+    ],
 }
 NANOGPT_NAMES = {"n_layers": "n_layer", "n_heads": "n_head", "d_model": "n_embd"}
-OUR_COMMANDS = [  # without a GPU
-    "train.py configs/shakespeare_quick.py",
-    "train.py configs/shakespeare_char.py",
-]
-NANOGPT_COMMAND = (  # from nanoGPT's README, for computers without a GPU
-    "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20"
-    " --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000"
-    " --lr_decay_iters=2000 --dropout=0.0"
-)
+NANOGPT_DATASETS = {"shakespeare_char": "shakespeare_char", "shakespeare_bpe": "shakespeare"}
+OUR_COMMANDS = {
+    "cpu": ["train.py configs/shakespeare_quick.py", "train.py configs/shakespeare_char.py"],
+    "cuda": ["train.py configs/shakespeare_char.py", "train.py configs/shakespeare_best.py"],
+}
+NANOGPT_COMMANDS = {  # from nanoGPT's README
+    "cpu": (
+        "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20"
+        " --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000"
+        " --lr_decay_iters=2000 --dropout=0.0"
+    ),
+    "cuda": "train.py config/train_shakespeare_char.py",
+}
 
 
 def alternate(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -106,9 +140,11 @@ def run_python(
     return process.stdout
 
 
-def model_config(shape: dict[str, int]) -> GPTConfig:
-    settings = {name: value for name, value in shape.items() if name != "batch_size"}
-    return GPTConfig(vocab_size=VOCAB_SIZE, **settings)
+def model_config(shape: dict) -> GPTConfig:
+    """The model of a shape, with the vocabulary of its dataset."""
+    other = ("batch_size", "dataset")
+    settings = {name: value for name, value in shape.items() if name not in other}
+    return GPTConfig(vocab_size=VOCAB_SIZES[shape["dataset"]], **settings)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -147,7 +183,8 @@ def nanogpt_training_rate(
     nanogpt: str, shape: dict[str, int], steps: int, device: torch.device
 ) -> float:
     """Tokens per second of nanoGPT's train.py, from what it prints, without the first steps."""
-    flags = [f"--{NANOGPT_NAMES.get(name, name)}={value}" for name, value in shape.items()]
+    settings = shape | {"dataset": NANOGPT_DATASETS[shape["dataset"]]}
+    flags = [f"--{NANOGPT_NAMES.get(name, name)}={value}" for name, value in settings.items()]
     flags += [f"--device={device}", f"--compile={device.type == 'cuda'}", f"--max_iters={steps}"]
     flags += ["--dropout=0.0", "--eval_iters=1", "--log_interval=1"]
     with tempfile.TemporaryDirectory() as out:
@@ -162,24 +199,25 @@ def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dic
     dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
     precision = str(dtype).removeprefix("torch.")
     rows = []
-    for size, (shape, steps) in SHAPES.items():
+    for shape, steps in TRAINED[device.type]:
         settings = shape | {"device": str(device)}
         contestants = {
             "peak": partial(peak_flops, dtype, device),
             "compiled": partial(our_training_rate, settings | {"compile": True}, steps),
-            "eager": partial(our_training_rate, settings | {"compile": False}, steps),
+            "eager": partial(our_training_rate, settings | {"compile": "auto"}, steps),
         }
         if nanogpt:
             contestants["nanogpt"] = partial(nanogpt_training_rate, nanogpt, shape, steps, device)
         rates = alternate(contestants, rounds)
         theirs = {"nanogpt": rates["nanogpt"]} if nanogpt else {}
-        flops = flops_per_token(model_config(shape))
+        config = model_config(shape)
+        size, flops = count_parameters(config) / 1e6, flops_per_token(config)
         utilization = [
             100 * flops * rate / peak for rate, peak in zip(rates["compiled"], rates["peak"])
         ]
         batch = f"{shape['batch_size']} x {shape['block_size']}"
-        what = f"training, {size} parameters, batches of {batch}"
-        compiled = {"what": f"{what}, compiled blocks, {precision}", "unit": "tokens/s"}
+        what = f"training, {size:.4g}M parameters, batches of {batch}"
+        compiled = {"what": f"{what}, compiled, {precision}", "unit": "tokens/s"}
         eager = {"what": f"{what}, {precision}", "unit": "tokens/s"}
         fraction = {"what": "its FLOP/s, as a share of the product's below", "unit": "%"}
         product = {"what": f"product of two large matrices, {precision}", "unit": "GFLOP/s"}
@@ -223,7 +261,7 @@ def busy_program() -> Iterator[subprocess.Popen]:
 
 def busy(rounds: int) -> list[dict]:
     """Milliseconds of a training step on a CPU, alone and while another program is busy."""
-    shape, steps = SHAPES["0.8M"]
+    shape, steps = TRAINED["cpu"][0]
     settings = shape | {"device": "cpu", "compile": False}
 
     def step(waiting: str, place: Callable) -> float:
@@ -241,35 +279,37 @@ def busy(rounds: int) -> list[dict]:
     return [{"what": f"{what} {name}", "unit": "ms", "ours": times[name]} for name in names]
 
 
-def commands(nanogpt: str | None, rounds: int) -> list[dict]:
+def commands(nanogpt: str | None, rounds: int, device: torch.device) -> list[dict]:
     """Whole commands as run for the first time: the time includes start-up, compilation,
-    evaluations and samples."""
-    losses = {line: [] for line in [*OUR_COMMANDS, NANOGPT_COMMAND]}
+    evaluations and samples. nanoGPT's loss is the lowest that it prints."""
+    our_lines, their_line = OUR_COMMANDS[device.type], NANOGPT_COMMANDS[device.type]
+    losses = {line: [] for line in [*our_lines, their_line]}
 
     def run(line: str, folder: str) -> float:
         """Runs a command; keeps its validation loss and returns its time in seconds."""
         arguments = line.split()
-        if line != NANOGPT_COMMAND:  # nanoGPT has no setting for its seed
+        if line != their_line:  # nanoGPT has no setting for its seed
             arguments.append(f"--seed={len(losses[line]) + 1}")
         with tempfile.TemporaryDirectory() as out:
             start = time.perf_counter()
             new = {"TORCHINDUCTOR_CACHE_DIR": out}  # nothing is compiled already
             printed = run_python([*arguments, f"--out_dir={out}"], folder, new)
             seconds = time.perf_counter() - start
-        losses[line].append(float(re.findall(r"val(?:idation)? loss ([\d.]+)", printed)[-1]))
+        printed_losses = [float(x) for x in re.findall(r"val(?:idation)? loss ([\d.]+)", printed)]
+        losses[line].append(min(printed_losses) if line == their_line else printed_losses[-1])
         return seconds
 
-    contestants = {line: partial(run, line, ".") for line in OUR_COMMANDS}
+    contestants = {line: partial(run, line, ".") for line in our_lines}
     if nanogpt:
-        contestants[NANOGPT_COMMAND] = partial(run, NANOGPT_COMMAND, nanogpt)
+        contestants[their_line] = partial(run, their_line, nanogpt)
     times = alternate(contestants, rounds)
     rows = []
-    for line in OUR_COMMANDS:
+    for line in our_lines:
         seconds = {"what": f"`python {line}`", "unit": "s", "ours": times[line]}
         loss = {"what": "its validation loss", "unit": "nats", "ours": losses[line]}
         if nanogpt:
-            seconds["nanogpt"] = times[NANOGPT_COMMAND]
-            loss["nanogpt"] = losses[NANOGPT_COMMAND]
+            seconds["nanogpt"] = times[their_line]
+            loss["nanogpt"] = losses[their_line]
         rows += [seconds, loss]
     return rows
 
@@ -301,8 +341,7 @@ def build_nanogpt(folder: str, config: GPTConfig) -> torch.nn.Module:
 def generation(
     nanogpt: str | None, rounds: int, device: torch.device, tokens: int = 500
 ) -> list[dict]:
-    shape, _ = SHAPES["10.65M"]
-    config = model_config(shape)
+    config = model_config(SHAPES["10.65M"])
     ours = GPT(config).to(device).eval()
     theirs = build_nanogpt(nanogpt, config).to(device).eval() if nanogpt else None
 
@@ -334,14 +373,14 @@ def llama_cpp(rounds: int, tokens: int = 250) -> list[dict]:
     theirs = optional_package("llama_cpp")
     silent = theirs.llama_log_callback(lambda *_: None)
     theirs.llama_log_set(silent, None)
-    config = model_config(SHAPES["10.65M"][0])
+    config = model_config(SHAPES["10.65M"])
     ours = GPT(config).eval()
     dtype = pick_weights_dtype(torch.device("cpu"), 1)  # as sample.py does
     start = torch.zeros(1, 1, dtype=torch.long)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder, "model.gguf")
-        characters = CharTokenizer("".join(map(chr, range(VOCAB_SIZE))))
+        characters = CharTokenizer("".join(map(chr, range(config.vocab_size))))
         gguf.write(exported, ours, "Qwen3", characters, {}, {})
         ours.to(dtype)
         for name, number in LLAMA_CPP_TYPES.items():
@@ -474,7 +513,7 @@ def preparation_commands() -> list[dict]:
 # cost of a step as the model grows
 
 COST_BASE = Config(
-    vocab_size=VOCAB_SIZE,
+    vocab_size=65,
     n_layers=4,
     n_heads=4,
     d_model=128,
@@ -646,7 +685,7 @@ def main(argv: list[str]) -> None:
         help="rounds to take medians over (default: %(default)s)",
     )
     parser.add_argument(
-        "--device", default="auto", help="for training and generation: auto, cpu, cuda, mps"
+        "--device", default="auto", help="for training, commands and generation: auto, cpu, cuda"
     )
     add_results(parser)
     args = parser.parse_args(argv)
@@ -658,7 +697,7 @@ def main(argv: list[str]) -> None:
     measure = {
         "training": partial(training, args.nanogpt, args.rounds, device),
         "busy": partial(busy, args.rounds),
-        "commands": partial(commands, args.nanogpt, args.rounds),
+        "commands": partial(commands, args.nanogpt, args.rounds, device),
         "generation": partial(generation, args.nanogpt, args.rounds, device),
         "llama_cpp": partial(llama_cpp, args.rounds),
         "preparation": partial(preparation, args.rounds),

@@ -225,7 +225,8 @@ def saved(tiny):
 
 def test_a_resumed_run_has_the_settings_of_its_checkpoint(finished_run, config_file, capsys):
     path = config_file("n_layers = 7\nmax_steps = 999\non_cpu = dict(n_heads=8)\n")
-    config, start = load_config([path, "--run_name=tiny", "--resume", "--max_steps=16"])
+    arguments = ["--run_name=tiny", "--resume", "--max_steps=16", "--device=cpu"]
+    config, start = load_config([path, *arguments])
     assert start.run_id == checkpoint.load(LAST).run_id
     assert config.max_steps == 16
     assert config.resume

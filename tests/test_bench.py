@@ -35,7 +35,14 @@ for i in range(9):
     print(f"iter {i}: loss 4.1, time {100 if i > 3 else 5000:.2f}ms, mfu 0.03%")
 """,
 }
-SHAPE = {"n_layers": 1, "n_heads": 1, "d_model": 8, "block_size": 8, "batch_size": 2}
+SHAPE = {
+    "dataset": "shakespeare_char",
+    "n_layers": 1,
+    "n_heads": 1,
+    "d_model": 8,
+    "block_size": 8,
+    "batch_size": 2,
+}
 
 
 @pytest.fixture
@@ -44,7 +51,8 @@ def nanogpt(folder, monkeypatch):
     (folder / "nanogpt").mkdir()
     for name, text in CHECKOUT.items():
         (folder / "nanogpt" / name).write_text(text)
-    monkeypatch.setattr(bench, "SHAPES", {"10.65M": (SHAPE, 8)})
+    monkeypatch.setattr(bench, "SHAPES", {"10.65M": SHAPE})
+    monkeypatch.setattr(bench, "TRAINED", {"cpu": [(SHAPE, 8)]})
     return folder
 
 
@@ -147,7 +155,7 @@ def test_steps_are_measured_alone_and_beside_a_busy_program(folder, monkeypatch)
 
     monkeypatch.setattr(bench, "busy_program", busy_program)
     monkeypatch.setattr(bench, "our_training_rate", rate)
-    monkeypatch.setattr(bench, "SHAPES", {"0.8M": ({"batch_size": 4, "block_size": 50}, 8)})
+    monkeypatch.setattr(bench, "TRAINED", {"cpu": [({"batch_size": 4, "block_size": 50}, 8)]})
     monkeypatch.setattr(bench, "WAITING", {"passive": {"OMP_WAIT_POLICY": "passive"}})
     assert bench.main(["busy", "--rounds=2", "--results=."]) == 0
     alone, beside = read_results("busy")

@@ -14,6 +14,7 @@ from model import (
     GPT,
     Dropout,
     GPTConfig,
+    GraphCache,
     KVCache,
     RMSNorm,
     ShortConv,
@@ -85,6 +86,19 @@ def test_cached_logits_equal_uncached_ones(kind):
     cache = KVCache(config, 3, idx.device, torch.float32)
     logits = [model(idx[:, :5], cache)]
     logits += [model(idx[:, i : i + 1], cache) for i in range(5, 16)]
+    assert torch.allclose(torch.cat(logits, 1), model(idx), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_cuda_graph_sees_the_same_cache(kind):
+    config = replace(SMALL, **kind)
+    model, idx = make(config), tokens(3, 16)
+    cache = KVCache(config, 3, idx.device, torch.float32)
+    graph_cache = GraphCache(cache)
+    logits = [model(idx[:, :5], cache)]
+    for i in range(5, 16):
+        graph_cache.move_to(torch.tensor([i]))
+        logits.append(model(idx[:, i : i + 1], graph_cache))
     assert torch.allclose(torch.cat(logits, 1), model(idx), atol=1e-4)
 
 

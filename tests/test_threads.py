@@ -11,7 +11,8 @@ from helpers import ROOT
 
 def spin_count(**variables: str) -> str:
     """What a new process has in GOMP_SPINCOUNT after importing common.threads."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    openmp = ("OMP_", "GOMP_", "KMP_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(openmp)}
     code = "import os, sys, common.threads; assert 'torch' not in sys.modules;"
     code += " print(os.environ.get('GOMP_SPINCOUNT'))"
     command = [sys.executable, "-c", code]

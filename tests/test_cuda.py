@@ -1,0 +1,46 @@
+"""On a GPU: a CUDA graph computes what the same operations compute one by one."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import model
+from config import Config
+from model import GPT, GPTConfig, Graph
+from train import Run
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+SMALL = {"vocab_size": 50, "n_layers": 2, "n_heads": 2, "d_model": 64, "block_size": 32}
+
+
+def losses_and_norms(graph: Graph | None, **settings) -> list[list[float]]:
+    """Of ten steps on random tokens, with or without a graph."""
+    config = Config(dataset="random", max_steps=10, warmup_steps=2, **SMALL, **settings)
+    ids = np.random.default_rng(0).integers(50, size=5000).astype(np.uint16)
+    run = Run(config, SimpleNamespace(train=ids), torch.device("cuda", 0), torch.bfloat16)
+    run.graph = graph
+    return [torch.stack(run.update(step)).tolist() for step in range(10)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.5, "micro_batch_size": 8}], ids=str)
+def test_training_steps_are_the_same(settings):
+    assert losses_and_norms(Graph(), **settings) == losses_and_norms(None, **settings)
+
+
+@pytest.mark.parametrize("conv_width", [1, 3])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_generated_tokens_are_the_same(conv_width, temperature, monkeypatch):
+    gpt = GPT(GPTConfig(**SMALL, conv_width=conv_width)).cuda().eval()
+    for parameter in gpt.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+
+    def generate():
+        start = torch.zeros(3, 1, dtype=torch.long, device="cuda")
+        generator = torch.Generator("cuda").manual_seed(0)
+        return gpt.generate(start, 80, temperature=temperature, generator=generator)
+
+    recorded = generate()  # more tokens than the context has
+    monkeypatch.setattr(model.Graph, "EAGER_CALLS", 10**9)
+    assert torch.equal(recorded, generate())
