@@ -197,8 +197,8 @@ class KVCache:
         self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype
     ):
         shape = (config.n_layers, batch_size, config.n_heads, config.block_size, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
         self.inputs = {}  # (B, conv_width - 1, C) by ShortConv
         self.length = 0  # positions filled; GPT.forward advances it after the last layer
 
@@ -230,11 +230,12 @@ class GraphCache(KVCache):
 
     def __init__(self, cache: KVCache):
         self.keys, self.values, self.inputs = cache.keys, cache.values, cache.inputs
+        self.keys.zero_(), self.values.zero_()  # masked values are read too: they must not be nan
         self.all_positions = torch.arange(cache.keys.size(3), device=cache.keys.device)
 
     def move_to(self, position) -> None:
         """Prepares for a token at this position, an int64 tensor (1,)."""
-        self.length, self.position = 0, position
+        self.length, self.position = 0, position  # GPT.forward's checks can't see a tensor's value
         mask = torch.zeros_like(self.all_positions, dtype=self.keys.dtype)
         self.mask = mask.masked_fill(self.all_positions > position, -math.inf).unsqueeze(0)
 
@@ -466,8 +467,9 @@ class GPT(nn.Module):
         block_size, dtype = self.config.block_size, self.token_embedding.weight.dtype
         tokens = torch.empty(B, T + max_new_tokens, dtype=idx.dtype, device=idx.device)
         tokens[:, :T] = idx
-        cache = KVCache(self.config, B, idx.device, dtype)
-        graph_cache = GraphCache(cache)
+        cache, graph = KVCache(self.config, B, idx.device, dtype), None
+        if idx.is_cuda and idx.device.index == torch.cuda.current_device():
+            graph, graph_cache = Graph(generator), GraphCache(cache)
 
         def next_token(new, cache):
             logits = self(new, cache)[:, -1]
@@ -477,7 +479,6 @@ class GPT(nn.Module):
             graph_cache.move_to(position)
             return next_token(token, graph_cache)
 
-        graph = Graph(generator) if idx.is_cuda else None
         start = max(0, T - block_size)  # first token that is not in the cache yet
         for end in range(T, T + max_new_tokens):
             if cache.length + end - start > block_size:
@@ -485,7 +486,8 @@ class GPT(nn.Module):
                 start = end - max(1, block_size // 2)
             new = tokens[:, start:end]
             if graph and cache.length:
-                tokens[:, end] = graph(next_token_at, torch.tensor([cache.length]), new)
+                position = torch.full((1,), cache.length, device=idx.device)
+                tokens[:, end] = graph(next_token_at, position, new)
                 cache.length += 1
             else:
                 tokens[:, end] = next_token(new, cache)
@@ -498,36 +500,42 @@ class GPT(nn.Module):
 
 
 class Graph:
-    """Calls a function of tensors on a GPU, from the fourth call on as a CUDA graph.
+    """Calls a function of tensors on the current GPU, from the fourth call on as a CUDA graph.
 
     A graph launches all kernels at once: launching them one by one takes longer than the kernels of
-    a small model. The tensors must keep their shapes; the function must not depend on anything else
-    that changes, and must not wait for the GPU. A call overwrites the results of the one before.
+    a small model. Each call passes the same function, and tensors of the same shapes; nothing but
+    these tensors and random numbers may differ between calls. The function must not wait for the
+    GPU. A call overwrites the results of the one before.
     """
 
-    EAGER_CALLS = 3  # compile, load kernels, allocate optimizer states
+    EAGER_CALLS = 3  # these compile, load kernels and allocate the states of optimizers
 
     def __init__(self, generator: torch.Generator | None = None):
         """generator: from which the function draws random numbers, if not PyTorch's default."""
         self.generator, self.calls, self.graph = generator, 0, None
 
     def __call__(self, function: Callable, *tensors: torch.Tensor):
-        if not self.calls:
-            self.inputs = [torch.empty_like(tensor, device="cuda") for tensor in tensors]
-        for memory, tensor in zip(self.inputs, tensors):
-            memory.copy_(tensor, non_blocking=True)
         self.calls += 1
         if self.calls <= self.EAGER_CALLS:
-            return function(*self.inputs)
+            return function(*tensors)
         if self.graph is None:
-            gc.collect()  # freeing another graph would break the recording
-            self.graph = torch.cuda.CUDAGraph()
-            if self.generator is not None:
-                self.graph.register_generator_state(self.generator)
-            with torch.cuda.graph(self.graph):
-                self.results = function(*self.inputs)
+            self.record(function, tensors)
+        for memory, tensor in zip(self.inputs, tensors):
+            memory.copy_(tensor)
         self.graph.replay()
         return self.results
+
+    def record(self, function: Callable, tensors: tuple[torch.Tensor, ...]) -> None:
+        gc.collect()  # garbage may hold another graph, and freeing it would break the recording
+        graph, self.inputs = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in tensors]
+        if self.generator is not None and torch.__version__ < (
+            2,
+            14,
+        ):  # later ones do it themselves
+            graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph):
+            self.results = function(*self.inputs)
+        self.graph = graph
 
 
 # -------------------------------------------------------------------------------------------------

@@ -112,20 +112,19 @@ def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
     matrices = {"params": groups.pop("matrices"), "weight_decay": config.weight_decay}
     others = [{"params": group, "weight_decay": 0.0} for group in groups.values() if group]
     settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
-    settings["capturable"] = True  # by a CUDA graph
+    settings["capturable"] = True  # steps can be recorded as a CUDA graph
     if config.optimizer == "muon":
         muon = Muon([matrices], lr=config.learning_rate)
         return [muon, torch.optim.AdamW(others, **settings)]
     return [torch.optim.AdamW([matrices, *others], **settings)]
 
 
-def losses(logits, ids, confidence_penalty: float):
+def objective_and_loss(logits, ids, confidence_penalty: float):
     """What to minimize, and the loss in nats per token: logits (B, T, V), ids (B, T + 1)."""
-    loss = next_token_loss(logits, ids)
-    if not confidence_penalty:
-        return loss, loss.detach()
-    # Pereyra et al., 2017, arXiv:1701.06548
-    return loss - confidence_penalty * entropy(logits), loss.detach()
+    objective = loss = next_token_loss(logits, ids)
+    if confidence_penalty:  # Pereyra et al., 2017, arXiv:1701.06548
+        objective = loss - confidence_penalty * entropy(logits)
+    return objective, loss.detach()
 
 
 # -------------------------------------------------------------------------------------------------
@@ -142,8 +141,8 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = GPT(config).to(device)
         self.wrapped_model = self.model  # train() may compile or distribute it; weights are shared
-        self.losses = losses  # train() may compile it
-        self.graph = None  # train() may use one
+        self.objective_and_loss = objective_and_loss  # train() may compile it
+        self.graph = None  # train() may record the steps
         self.ema_model = copy.deepcopy(self.model) if config.ema_decay else None
         self.optimizers = make_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -165,15 +164,16 @@ class Run:
         config, device = self.config, self.model.device
         ids, lr = self.batches(step), learning_rate(step, config)
         if device.type == "cuda":
-            ids = ids.pin_memory()  # so that copying it does not wait for the GPU
+            ids = ids.pin_memory().to(device, non_blocking=True)  # does not wait for the GPU
+        ids = ids.to(device)
         if config.dropout:  # a resumed run must draw the same numbers
-            seeds = np.random.SeedSequence((config.seed, step, 0, distributed.rank()))
+            seeds = np.random.SeedSequence((config.seed, step, distributed.rank()))
             torch.manual_seed(int(seeds.generate_state(1)[0]))
         if self.graph:
-            results = self.graph(self.optimize, ids, torch.tensor(lr))
-            loss, norm = (result.clone() for result in results)
+            results = self.graph(self.optimize, ids, torch.full((), lr, device=device))
+            loss, norm = (result.clone() for result in results)  # the next step overwrites them
         else:
-            loss, norm = self.optimize(ids.to(device, non_blocking=device.type == "cuda"), lr)
+            loss, norm = self.optimize(ids, lr)
 
         # update the moving average; a low decay at first soon forgets the random initial weights
         if self.ema_model:
@@ -184,7 +184,11 @@ class Run:
         return loss, norm
 
     def optimize(self, ids, lr: float | torch.Tensor):
-        """An update with these sequences and this rate, without the moving average."""
+        """One optimizer step; returns what update() does.
+
+        On a GPU it may be recorded (Graph): then only its arguments and random numbers change from
+        step to step.
+        """
         config, device = self.config, self.model.device
         micro_batches = ids.split(config.micro_batch_size or len(ids))
         loss = torch.zeros((), device=device)
@@ -195,7 +199,9 @@ class Run:
             with self.wrapped_model.no_sync() if accumulating else nullcontext():
                 with autocast(device, self.dtype):
                     logits = self.wrapped_model(micro_batch[:, :-1])
-                objective, micro_loss = self.losses(logits, micro_batch, config.confidence_penalty)
+                objective, micro_loss = self.objective_and_loss(
+                    logits, micro_batch, config.confidence_penalty
+                )
                 share = len(micro_batch) / len(ids)
                 self.scaler.scale(objective * share).backward()
             loss += micro_loss * share
@@ -282,11 +288,11 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     if compiled:
         run.wrapped_model = compile_model(run.model)
         if device.type == "cuda":
-            run.losses = torch.compile(losses)
+            run.objective_and_loss = torch.compile(objective_and_loss)
     if processes > 1:
         run.wrapped_model = DistributedDataParallel(run.wrapped_model, broadcast_buffers=False)
-    graphs = device.type == "cuda" and config.compile is not False and processes == 1
-    if graphs and dtype != torch.float16:  # whose scaler waits for the GPU
+    scaled = dtype == torch.float16  # the scaler waits for the GPU
+    if device.type == "cuda" and config.compile is not False and processes == 1 and not scaled:
         run.graph = Graph()
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     print_summary(config, dataset, run.model, epochs, choices)

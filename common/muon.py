@@ -32,11 +32,11 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
         for _ in range(STEPS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    else:  # the same with fewer operations, but too inexact for bfloat16: first the factors of x
+    else:  # multiply small matrices first, which is too inexact in bfloat16
         gram = x @ x.mT
         factor = product = polynomial(gram)
         for _ in range(STEPS - 1):
-            gram = factor @ gram @ factor  # of the next x
+            gram = factor @ gram @ factor  # (factor x) (factor x)^T: factor is symmetric
             factor = polynomial(gram)
             product = factor @ product
         x = product @ x

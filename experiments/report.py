@@ -59,8 +59,8 @@ def trained_values(folder: Path) -> Values:
                 "run": config.run_name,
                 "loss on training text": f"{measured['train_loss']:.3f}",
                 "on validation text": f"{measured['val_loss']:.3f}",
-                "longest repetition in a sample": f"{measured['median']:.0f} characters",
-                "in a passage of validation text": f"{measured['validation_median']:.0f}",
+                "longest repetition in a sample": f"{measured['median']:g} characters",
+                "in a passage of validation text": f"{measured['validation_median']:g}",
             }
             memorized.append(line)
 

@@ -35,14 +35,7 @@ for i in range(9):
     print(f"iter {i}: loss 4.1, time {100 if i > 3 else 5000:.2f}ms, mfu 0.03%")
 """,
 }
-SHAPE = {
-    "dataset": "shakespeare_char",
-    "n_layers": 1,
-    "n_heads": 1,
-    "d_model": 8,
-    "block_size": 8,
-    "batch_size": 2,
-}
+SHAPE = {"n_layers": 1, "n_heads": 1, "d_model": 8, "block_size": 8, "batch_size": 2}
 
 
 @pytest.fixture

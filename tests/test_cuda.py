@@ -24,14 +24,21 @@ def losses_and_norms(graph: Graph | None, **settings) -> list[list[float]]:
     return [torch.stack(run.update(step)).tolist() for step in range(10)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"dropout": 0.5, "micro_batch_size": 8}], ids=str)
+SETTINGS = [
+    {"dropout": 0.5, "micro_batch_size": 8},
+    {"optimizer": "muon", "confidence_penalty": 0.1, "ema_decay": 0.9},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_training_steps_are_the_same(settings):
-    assert losses_and_norms(Graph(), **settings) == losses_and_norms(None, **settings)
+    recorded, expected = losses_and_norms(Graph(), **settings), losses_and_norms(None, **settings)
+    assert np.allclose(recorded, expected, rtol=0.01)  # the learning rate is rounded to float32
 
 
 @pytest.mark.parametrize("conv_width", [1, 3])
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_generated_tokens_are_the_same(conv_width, temperature, monkeypatch):
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"top_k": 9, "top_p": 0.9}], ids=str)
+def test_generated_tokens_are_the_same(conv_width, sampling, monkeypatch):
     gpt = GPT(GPTConfig(**SMALL, conv_width=conv_width)).cuda().eval()
     for parameter in gpt.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -39,7 +46,7 @@ def test_generated_tokens_are_the_same(conv_width, temperature, monkeypatch):
     def generate():
         start = torch.zeros(3, 1, dtype=torch.long, device="cuda")
         generator = torch.Generator("cuda").manual_seed(0)
-        return gpt.generate(start, 80, temperature=temperature, generator=generator)
+        return gpt.generate(start, 80, generator=generator, **sampling)
 
     recorded = generate()  # more tokens than the context has
     monkeypatch.setattr(model.Graph, "EAGER_CALLS", 10**9)

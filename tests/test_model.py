@@ -90,7 +90,7 @@ def test_cached_logits_equal_uncached_ones(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_cuda_graph_sees_the_same_cache(kind):
+def test_a_tensor_as_position_in_the_cache_gives_the_same_logits(kind):
     config = replace(SMALL, **kind)
     model, idx = make(config), tokens(3, 16)
     cache = KVCache(config, 3, idx.device, torch.float32)
