@@ -58,7 +58,7 @@ class Config(GPTConfig):
     seed: int = 1337  # seed of the initial weights, the order of batches, dropout and samples
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest available
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # precision of the matmuls
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: in runs long enough to gain
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: long runs; false: no CUDA graph
 
     def problems(self) -> list[str]:
         found = super().problems()

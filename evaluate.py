@@ -17,7 +17,7 @@ from common.cli import Parser, command
 from common.dataset import bits_per_byte, load_dataset, windows
 from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
-from common.files import read_text
+from common.files import data_dir, read_text
 from common.gpt2 import load_model
 from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
@@ -96,7 +96,8 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         dataset = load_dataset(config.dataset)
         if dataset.fingerprint != saved.dataset_fingerprint:
             raise UserError(
-                f"data/{dataset.name} is not the data that {path} was trained on; use --text FILE"
+                f"{data_dir() / dataset.name} is not the data that {path} was trained on;"
+                " use --text FILE"
             )
         name = f"the validation split of {dataset.name}"
         tokens, n_bytes = dataset.val, dataset.meta["val"]["bytes"]

@@ -170,9 +170,8 @@ def rotate(x, cos, sin):
 def attend(q, k, v, mask=None):
     """Causal attention, softmax(q k^T / sqrt(D)) v.
 
-    q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D). The T queries belong to the last of the S
-    positions; T is S, or 1 when generating with a cache. mask (1, S), if any, is added to the
-    scores of a single query.
+    q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D). T is S, or 1 when generating with a cache:
+    then the query sees all S positions, but for those where mask (1, S), if any, is -inf.
     """
     if q.is_cpu and q.dtype == torch.bfloat16 and q.size(2) > 1:
         return attend_on_cpu_in_bfloat16(q, k, v)
@@ -230,7 +229,8 @@ class GraphCache(KVCache):
 
     def __init__(self, cache: KVCache):
         self.keys, self.values, self.inputs = cache.keys, cache.values, cache.inputs
-        self.keys.zero_(), self.values.zero_()  # masked values are read too: they must not be nan
+        for memory in (self.keys, self.values):
+            memory.zero_()  # masked positions are read too: they must not be nan
         self.all_positions = torch.arange(cache.keys.size(3), device=cache.keys.device)
 
     def move_to(self, position) -> None:
@@ -528,10 +528,7 @@ class Graph:
     def record(self, function: Callable, tensors: tuple[torch.Tensor, ...]) -> None:
         gc.collect()  # garbage may hold another graph, and freeing it would break the recording
         graph, self.inputs = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in tensors]
-        if self.generator is not None and torch.__version__ < (
-            2,
-            14,
-        ):  # later ones do it themselves
+        if self.generator is not None and torch.__version__ < (2, 14):  # later it does so itself
             graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph):
             self.results = function(*self.inputs)

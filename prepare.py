@@ -339,7 +339,7 @@ def make_dataset(
 
     # the tokenizer; no separator unless training sees one, because samples start from it
     several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
-    between = separator or (NUL if several[TRAIN] else None)
+    between = (separator or NUL) if several[TRAIN] else None
     blank_line = "\n" if any(several) else ""  # goes between documents that have no separator
     if other:
         given = separator is not None

@@ -113,8 +113,11 @@ def decode_samples(stream: Iterable[torch.Tensor], decoders: list[TextDecoder]) 
     return [text + decoder.finish() for text, decoder in zip(texts, decoders)]
 
 
-def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
-    """Lets the user and the model write a text in turn, until the input ends."""
+def converse(text: str, generate: Callable[[str], Iterator[str]], line_end: str) -> None:
+    """Lets the user and the model write a text in turn, until the input ends.
+
+    line_end: goes before each line that is typed, unless the text ends with a newline.
+    """
     print("Type a line to add to the text, or just press Enter; then the model continues it.")
     print("Ctrl-C stops generating, Ctrl-D quits.")
     print(escape_controls(text), end="")
@@ -124,8 +127,8 @@ def converse(text: str, generate: Callable[[str], Iterator[str]]) -> None:
         except (EOFError, RuntimeError):  # RuntimeError: there is no standard input
             print()
             return
-        new_line = "\n" if text and typed and not text.endswith("\n") else ""
-        prompt = longer = text + new_line + typed
+        between = line_end if text and typed and not text.endswith("\n") else ""
+        prompt = longer = text + between + typed
         try:
             for piece in generate(prompt):
                 print(escape_controls(piece), end="", flush=True)
@@ -203,7 +206,8 @@ def main(argv: list[str]) -> None:
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
     if args.interactive:
         encode_prompt(prompt, tokenizer)  # raises UserError if the model does not know it
-        converse(prompt, generate)
+        one_line = tokenizer.kind == "char" and "\n" not in tokenizer.characters
+        converse(prompt, generate, line_end="" if one_line else "\n")
     elif args.num_samples > 1:
         decoders = [TextDecoder(tokenizer, args.stop, prompt) for _ in range(args.num_samples)]
         for number, text in enumerate(decode_samples(stream(prompt), decoders), 1):

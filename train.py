@@ -156,7 +156,7 @@ class Run:
         return self.ema_model or self.model
 
     def update(self, step: int):
-        """Makes one optimizer step.
+        """Trains on the batch of a step: optimize(), then the moving average of the weights.
 
         Returns the loss on this process's sequences, and the norm of the whole batch's gradient
         before clipping, both as tensors on the device.
@@ -184,7 +184,7 @@ class Run:
         return loss, norm
 
     def optimize(self, ids, lr: float | torch.Tensor):
-        """One optimizer step; returns what update() does.
+        """Forward and backward passes, clipping, the optimizers' steps; returns loss and norm.
 
         On a GPU it may be recorded (Graph): then only its arguments and random numbers change from
         step to step.

@@ -328,8 +328,9 @@ def read_file(path: str) -> tuple[dict, dict]:
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [1, *(frame.lineno for frame in frames if frame.filename == path)]
-        line = (error.lineno if isinstance(error, SyntaxError) else None) or lines[-1]
-        reason = error.msg if isinstance(error, SyntaxError) else error
+        syntax = isinstance(error, SyntaxError) and error.filename == path  # not of an import
+        line = (error.lineno if syntax else None) or lines[-1]
+        reason = error.msg if syntax else error
         message = f"config file {path}, line {line}: {type(error).__name__}: {reason}"
         raise UserError(message, status=2) from None
     values = {}

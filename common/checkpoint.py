@@ -89,8 +89,8 @@ def similar(path: Path) -> list[str]:
 def load(path: str | Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU, after verifying its checksums. Raises UserError."""
     path = Path(path)
-    others = similar(path)
     if not path.is_file():
+        others = similar(path)
         hint = f"the folder has {', '.join(others)}" if others else "python train.py makes one"
         raise UserError(f"checkpoint {path} not found; {hint}")
     try:
@@ -102,7 +102,7 @@ def load(path: str | Path) -> Checkpoint:
         raise UserError(f"can't read {path}: {error.strerror}") from None
     except Exception as error:  # a foreign or damaged file can fail in many ways
         pickled = isinstance(error, pickle.UnpicklingError)
-        reason = "it contains code" if pickled else type(error).__name__
+        reason, others = "it contains code" if pickled else type(error).__name__, similar(path)
         hint = f"; there is also {', '.join(others)}" if others else ""
         raise UserError(
             f"{path} is not a checkpoint, or is truncated or corrupted ({reason}){hint}"

@@ -86,7 +86,9 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # none if the shell has closed it: >&-
+        # none if the shell has closed them (>&- 2>&-); a file opened later would get their number
+        sys.stdout = sys.stdout or open(os.devnull, "w")
+        sys.stderr = sys.stderr or open(os.devnull, "w")
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # print "?" for what the terminal can't show
                 stream.reconfigure(errors="replace")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.cli import command_for, quote
 from common.errors import UserError
 from common.files import ROOT, data_dir
 from common.tokenizer import Tokenizer, from_dict
@@ -80,7 +81,7 @@ def load_dataset(name: str) -> Dataset:
     folder = data_dir() / name
     corpus, _, _ = name.rpartition("_")
     ours = (ROOT / "data" / f"{corpus}.py").exists()
-    command = f"python prepare.py {name}" + ("" if ours else " --input FILE")
+    command = f"{command_for('prepare.py')} {quote(name)}" + ("" if ours else " --input FILE")
     again = f"prepare it again: {command}"
     if not is_prepared(name):
         raise UserError(f"there is no prepared dataset in {folder}; run: {command}")

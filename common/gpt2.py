@@ -3,7 +3,7 @@
 Where a table has several names for one of our modules, our weight is theirs, concatenated.
 """
 
-import importlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -78,10 +78,13 @@ def optional_package(name: str) -> ModuleType:
     """Imports a module of a package that few users need. Raises UserError if it is missing."""
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except ImportError as error:
         package = name.split(".")[0]
         install = INSTALL.get(package, "transformers safetensors tokenizers")
-        raise UserError(f"{package} is not installed: pip install {install}") from None
+        problem = "is not installed"
+        if importlib.util.find_spec(package):
+            problem = f"can't be imported ({one_line(error)})"
+        raise UserError(f"{package} {problem}: pip install {install}") from None
 
 
 # -------------------------------------------------------------------------------------------------

@@ -202,8 +202,8 @@ def lines(pieces: Iterable[str]) -> Iterator[str]:
 def divide(pieces: Iterable[str], separator: str) -> Text:
     """Divides a text at each separator into documents, without newlines at their ends.
 
-    A newline in the separator also matches that of Windows. Newlines around it also match the start
-    and the end of the text, and one is enough between two separators.
+    A newline in the separator also matches that of Windows. A separator between two newlines, such
+    as "\\n%\\n", also matches at the start and the end of the text, and two in a row may share one.
     """
     if separator.startswith("\n") and separator.endswith("\n") and separator.strip("\n"):
         pieces = chain(["\n"], pieces, ["\n"])

@@ -28,11 +28,11 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     wide = x.size(1) <= x.size(2)
     x = x if wide else x.mT  # so that x x^T is the smaller product
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if x.dtype == torch.bfloat16:
+    if x.dtype == torch.bfloat16 or 2 * x.size(2) < 3 * x.size(1):
         for _ in range(STEPS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    else:  # multiply small matrices first, which is too inexact in bfloat16
+    else:  # wide: multiply the small matrices first, which is too inexact in bfloat16
         gram = x @ x.mT
         factor = product = polynomial(gram)
         for _ in range(STEPS - 1):

@@ -16,7 +16,7 @@ from common.metrics import Metrics
 from config import Config
 from model import GPT
 
-MANY_EPOCHS = 5  # after more than these, a small model usually overfits
+MANY_EPOCHS = 5  # from this many on, a small model usually overfits
 SLOW = 2.0  # a run is called slow when a step takes this many times the fastest
 
 
@@ -70,7 +70,7 @@ class Progress:
             initial=start,
             unit="step",
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps",
-            disable=None if distributed.is_first() and sys.stderr else True,  # None: no terminal
+            disable=None if distributed.is_first() else True,  # None: no terminal
         )
 
     def __enter__(self):

@@ -9,6 +9,7 @@ from pathlib import Path
 from common import checkpoint, distributed
 from common.checkpoint import Checkpoint, SavedModel
 from common.errors import UserError, one_line
+from common.files import data_dir
 from common.metrics import check_not_running
 from common.muon import Muon
 from common.tokenizer import TrainedBPETokenizer, difference
@@ -146,7 +147,9 @@ def resume(run, saved: Checkpoint) -> None:
     """Continues the run from its checkpoint. Raises UserError if they do not match."""
     path = run.config.path("last.pt")
     if saved.dataset_fingerprint != run.dataset.fingerprint:
-        raise UserError(f"data/{run.dataset.name} is not the data that {path} was trained on")
+        raise UserError(
+            f"{data_dir() / run.dataset.name} is not the data that {path} was trained on"
+        )
     if saved.step > run.config.max_steps:
         raise UserError(
             f"{path} is already at step {saved.step:,}:"
@@ -212,7 +215,9 @@ def init_from(run, saved: SavedModel) -> None:
             hint += f" with --tokenizer_of {original} (and --replace_unknown)"
         elif isinstance(tokenizer, TrainedBPETokenizer):
             hint += f" with --tokenizer_of {original}"
-        raise UserError(f"can't fine-tune {source} on data/{dataset.name}: {problem}; {hint}")
+        raise UserError(
+            f"can't fine-tune {source} on {data_dir() / dataset.name}: {problem}; {hint}"
+        )
     try:
         run.model.load_state_dict(model.state_dict())
         if run.ema_model:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -72,8 +72,8 @@ def numbered(*texts: Text) -> Iterator[tuple[int, int, str]]:
 
 
 def limited(corpus: Corpus, limit: int) -> Corpus:
-    """The documents that fit into `limit` bytes together, in order; if none does, a part of the
-    first one.
+    """The documents of the training text that fit into `limit` bytes together, in order; if none
+    does, a part of the first one.
     """
     chosen, total = bytearray(), 0  # a 1 for each document that fits
     for size in document_sizes(corpus.text()):
@@ -82,8 +82,8 @@ def limited(corpus: Corpus, limit: int) -> Corpus:
         if total > 0.99 * limit:  # the rest need not be read
             break
     if any(chosen):
-        return Corpus(corpus.source, lambda: choose(corpus.text(), chosen))
-    return Corpus(corpus.source, lambda: beginning(corpus.text(), limit))
+        return replace(corpus, text=lambda: choose(corpus.text(), chosen))
+    return replace(corpus, text=lambda: beginning(corpus.text(), limit))
 
 
 def document_sizes(text: Text) -> Iterator[int]:
@@ -133,11 +133,11 @@ class DocumentHashes:
     def __init__(self):
         self.document = hashlib.sha256()  # of the document that is being read
         self.all = hashlib.sha256()  # of the digests of those before
-        self.beginnings = array("Q")  # 8 bytes of each digest, to find equal documents
+        self.prefixes = array("Q")  # the first 8 bytes of each digest, to find equal documents
 
     def add(self, number: int, content: bytes) -> None:
         """number: of the document; those before it have ended."""
-        if number > len(self.beginnings):
+        if number > len(self.prefixes):
             self.end_document()
             self.document = hashlib.sha256()
         self.document.update(content)
@@ -145,7 +145,7 @@ class DocumentHashes:
     def end_document(self) -> None:
         digest = self.document.digest()
         self.all.update(digest)
-        self.beginnings.append(int.from_bytes(digest[:8], "little"))
+        self.prefixes.append(int.from_bytes(digest[:8], "little"))
 
 
 @dataclass
@@ -217,7 +217,7 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
     if found.own_validation:
         assignment[-found.own_validation :] = VAL
         return assignment
-    _, first = np.unique(np.array(found.hash.beginnings), return_index=True)
+    _, first = np.unique(np.array(found.hash.prefixes), return_index=True)
     if copies := len(sizes) - len(first):
         print(f"{copies:,} of {len(sizes):,} documents are copies of others: left out")
         assignment[:] = LEFT_OUT
@@ -273,7 +273,7 @@ def split(
             yield "val", number, text[left:]
         left = max(0, left - len(text))
     again.end_document()
-    if again.beginnings != found.hash.beginnings:
+    if again.prefixes != found.hash.prefixes:
         raise UserError(CHANGED)
 
 

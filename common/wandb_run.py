@@ -6,6 +6,7 @@ import uuid
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 from common.cli import quote
 from common.errors import one_line
@@ -103,15 +104,27 @@ def mode_of_environment() -> str:
     return "offline" if mode == "dryrun" else mode  # its old name
 
 
+def log_in(wandb: ModuleType) -> None:
+    """Raises ValueError if there is no API key."""
+    before = os.environ.get("WANDB_MODE")
+    os.environ["WANDB_MODE"] = "online"  # login() would obey another mode
+    try:
+        if not wandb.login(timeout=LOGIN_TIMEOUT):
+            raise ValueError("there is no API key: run `wandb login`, or set WANDB_API_KEY")
+    finally:
+        del os.environ["WANDB_MODE"]
+        if before is not None:
+            os.environ["WANDB_MODE"] = before
+
+
 def start(config: Config, run_id: str, mode: str, folder: Path):
     # if the home folder is read-only, its service would log to the terminal
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute() / "cache"))
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "data"))
     import wandb
 
-    os.environ["WANDB_MODE"] = mode  # login() looks only there
-    if mode == "online" and not wandb.login(timeout=LOGIN_TIMEOUT):
-        raise ValueError("there is no API key: run `wandb login`, or set WANDB_API_KEY")
+    if mode == "online":
+        log_in(wandb)
     run = wandb.init(
         project=config.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT,
         name=f"{config.run_name}-{config.n_layers}L-{config.d_model}d",

@@ -132,6 +132,15 @@ def test_a_line_that_sets_nothing_is_an_error(config_file, line, problem):
             load_config([config_file(f"{line}\n"), *argv])
 
 
+def test_a_syntax_error_in_an_imported_module_is_not_called_one_of_the_config(
+    config_file, folder, monkeypatch
+):
+    monkeypatch.syspath_prepend(folder)
+    Path("base_settings.py").write_text("\n" * 36 + "seed = = 3\n")
+    with pytest.raises(UserError, match=r"some.py, line 2: .*\(base_settings.py, line 37\)"):
+        load_config([config_file("\nfrom base_settings import *\n")])
+
+
 def test_a_setting_that_is_set_twice_is_an_error(config_file):
     path = config_file("n_layers = 2\nseed = 1\nif seed:\n    seed = 2\n\nn_layers = 3")
     with pytest.raises(UserError, match="n_layers is set more than once, in lines 1 and 6$"):

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 
 import pytest
-from helpers import ROOT, arguments, run, start, wait_for_line
+from helpers import ROOT, arguments, run, start, verses, wait_for_line
 
 from common import checkpoint
 
@@ -57,6 +57,13 @@ def test_a_closed_pipe_is_not_an_error(finished_run):
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(timeout=20) == 1
+
+
+def test_standard_error_may_be_closed(folder):
+    (folder / "verses.txt").write_text(verses(400))
+    command = [sys.executable, ROOT / "prepare.py", "verses_char", "--input", "verses.txt"]
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", *map(str, command)]
+    assert subprocess.run(closed, stdout=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.mark.skipif(

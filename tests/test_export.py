@@ -489,7 +489,8 @@ def test_an_export_that_fails_changes_nothing(folder, monkeypatch, capsys, out):
 def test_a_missing_package_is_named(folder, monkeypatch, capsys):
     save(build_model())
     before = contents(folder)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for name in ("safetensors", "safetensors.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert run_export() == 1
     install = "safetensors is not installed: pip install transformers safetensors tokenizers"
     assert install in error_line(capsys)

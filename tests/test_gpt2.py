@@ -205,10 +205,19 @@ def test_missing_files_are_named(theirs, name):
     "path, package", [("gpt2_here", "safetensors"), ("gpt2", "huggingface_hub")]
 )
 def test_missing_packages_are_named(theirs, monkeypatch, path, package):
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name in ("safetensors", "safetensors.torch", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=f"{package} is not installed: pip install transformers"):
         gpt2.load_model(path)
+
+
+def test_a_package_that_lacks_another_one_is_not_called_missing(folder, monkeypatch):
+    Path("half_installed.py").write_text("import yamlish")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(
+        UserError, match=r"half_installed can't be imported \(No module named 'yaml"
+    ):
+        gpt2.optional_package("half_installed")
 
 
 # -------------------------------------------------------------------------------------------------

@@ -263,6 +263,14 @@ def test_one_text_with_its_own_validation_text_has_no_separators(folder):
 # options
 
 
+def test_a_limit_keeps_the_validation_text_of_a_corpus():
+    corpus = Corpus("", lambda: documents(["one", "two"]), validation=lambda: ["three"])
+    for limit, text in ((4, "one"), (2, "on")):
+        limited = survey.limited(corpus, limit)
+        assert "".join(filter(None, limited.text())) == text
+        assert list(limited.validation()) == ["three"]
+
+
 def test_a_limit_takes_the_beginning_of_a_text(folder, monkeypatch):
     text = "é" * 600
     Path("a.txt").write_text(text)
@@ -523,6 +531,14 @@ def test_without_several_training_documents_there_is_no_separator(folder, texts)
     dataset = load_dataset("texts_char")
     assert dataset.tokenizer.separator is None
     assert "\0" not in dataset.tokenizer.characters
+
+
+def test_a_separator_that_training_does_not_see_is_not_used(folder):
+    Path("a.txt").write_text("one text " * 9 + "\n%\n" + "another text " * 9)
+    prepare.prepare("texts_char", ["a.txt"], separator="\n%\n")
+    tokenizer = load_dataset("texts_char").tokenizer
+    assert tokenizer.separator is None
+    assert "%" not in tokenizer.characters
 
 
 def test_the_start_of_a_document_occurs_in_the_training_tokens(folder):

@@ -265,6 +265,13 @@ def test_interactive_starts_from_the_prompt(generate, continued, monkeypatch):
     assert continued == ["my lord", "my lord loves thee.\na fool"]
 
 
+def test_interactive_does_not_add_a_newline_that_the_model_does_not_know(monkeypatch):
+    prompts = []
+    type_lines(monkeypatch, ["the king", " a fool"])
+    sample.converse("", lambda prompt: prompts.append(prompt) or [" loves thee."], line_end="")
+    assert prompts == ["the king", "the king loves thee. a fool"]
+
+
 def test_interactive_refuses_a_prompt_that_the_model_does_not_know(generate, capsys):
     assert sample.main(["--ckpt", CKPT, "--interactive", "--prompt=é"]) == 2
     assert "the prompt has characters" in capsys.readouterr().err

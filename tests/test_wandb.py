@@ -110,6 +110,7 @@ def test_a_setting_overrides_the_environment_variable(folder, tiny, wandb, monke
     wandb.login.side_effect = lambda **_: os.environ["WANDB_MODE"] == "online"  # as the real one
     WandbRun(tiny(wandb_mode="online"), "the id")
     assert wandb.init.call_args.kwargs["mode"] == "online"
+    assert os.environ["WANDB_MODE"] == "offline"  # for later runs in the same program
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1"])
