@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import data
 from common import bpe
-from common.cli import Parser, command, escape_controls, unescape
+from common.cli import Parser, command, command_for, escape_controls, unescape
 from common.dataset import SPLITS, UNITS, is_prepared, load_dataset
 from common.errors import UserError
 from common.files import data_dir, locked
@@ -112,8 +112,8 @@ def find_corpus(
         return read_inputs(inputs, **options)
     if not load:
         raise UserError(
-            f"there is no corpus {name}; for your own text: python prepare.py {name}_{kind}"
-            " --input FILE",
+            f"there is no corpus {name}; for your own text: {command_for('prepare.py')}"
+            f" {name}_{kind} --input FILE",
             2,
         )
     if unknown := sorted(options.keys() - known.keys()):
@@ -298,7 +298,7 @@ def prepare(
 def prepare_missing(name: str) -> None:
     """Prepares one of the corpora in data/, unless it is prepared already. Raises UserError."""
     if not is_prepared(name):
-        print(f"preparing the dataset: python prepare.py {name}")
+        print(f"preparing the dataset: {command_for('prepare.py')} {name}")
         prepare(name)
 
 

@@ -91,7 +91,7 @@ def load(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         others = similar(path)
-        hint = f"the folder has {', '.join(others)}" if others else "python train.py makes one"
+        hint = f"the folder has {', '.join(others)}" if others else "train.py makes one"
         raise UserError(f"checkpoint {path} not found; {hint}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not verify checksums

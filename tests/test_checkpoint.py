@@ -130,7 +130,7 @@ def test_a_truncated_checkpoint_is_refused_and_another_one_suggested(saved, tmp_
 
 
 def test_a_missing_checkpoint_is_refused_and_another_one_suggested(saved, tmp_path):
-    assert "python train.py makes one" in load_error(tmp_path / "run_last.pt")
+    assert "train.py makes one" in load_error(tmp_path / "run_last.pt")
     checkpoint.save(tmp_path / "run_best.pt", saved)
     assert f"the folder has {tmp_path / 'run_best.pt'}" in load_error(tmp_path / "run_last.pt")
     for number in range(20):
