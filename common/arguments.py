@@ -277,11 +277,11 @@ def local_settings(scope: ast.stmt) -> list[tuple[str, int]]:
     return [(n.id, n.lineno) for n in names if n.id in SETTINGS and n.id not in used]
 
 
-def without_effect(source: bytes) -> list[str]:
+def without_effect(source: bytes, path: str) -> list[str]:
     """The lines of a config file that set nothing, and the settings that it sets more than once."""
     problems = []
     lines = defaultdict(list)  # line numbers of the assignments to each setting
-    tree = ast.parse(source)
+    tree = ast.parse(source, path)
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign) and node.value:
@@ -323,7 +323,7 @@ def read_file(path: str) -> tuple[dict, dict]:
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
     try:
-        problems = without_effect(source)
+        problems = without_effect(source, path)
         names = runpy.run_path(path)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)

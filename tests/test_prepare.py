@@ -482,7 +482,7 @@ def test_a_missing_dataset_is_prepared_once(folder, monkeypatch, capsys):
         Path("lib", f"{name}.py").write_text(f"# {name}\n")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: "lib")
     prepare.prepare_missing("python_byte")
-    assert "python prepare.py python_byte" in capsys.readouterr().out
+    assert "prepare.py python_byte" in capsys.readouterr().out
     prepare.prepare_missing("python_byte")
     assert capsys.readouterr().out == ""
 
