@@ -22,6 +22,10 @@ from common.gpt2 import load_model
 from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
+CARRIAGE_RETURNS = (
+    "note: the text has carriage returns (line ends of Windows): remove them with dos2unix, unless"
+    " the training text had them"
+)
 BATCH_TOKENS = 1 << 14  # tokens per forward pass
 BATCH_LOGITS = 1 << 26  # at most this many logits per forward pass (256 MB)
 
@@ -86,12 +90,17 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         if text != original:
             note = "the model does not know \\r: each \\r\\n or \\r of the text counts as one \\n"
             print(note, file=sys.stderr)
+        elif "\r" in text and tokenizer.kind != "char":
+            print(CARRIAGE_RETURNS, file=sys.stderr)
         try:
-            tokens, n_bytes = tokenizer.encode(text), len(text.encode("utf-8"))
+            tokens = tokenizer.encode_separated(text)
         except UnknownCharacters as error:
             raise UserError(
                 f"{text_path} has {error}; remove them, or use a model with byte or BPE tokens"
             ) from None
+        if tokenizer.separator:  # as in a dataset, only the bytes of documents count
+            text = text.replace(tokenizer.separator, "")
+        n_bytes = len(text.encode("utf-8"))
     elif isinstance(saved, Checkpoint):
         dataset = load_dataset(config.dataset)
         if dataset.fingerprint != saved.dataset_fingerprint:

@@ -36,13 +36,24 @@ def probability(text: str) -> float:
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """The prompt's ids, or those that a text without a prompt starts from. Raises UserError."""
     try:
-        return tokenizer.encode(known_line_ends(text, tokenizer)).tolist() or tokenizer.start_ids
+        ids = tokenizer.encode_separated(known_line_ends(text, tokenizer))
+        return ids.tolist() or tokenizer.start_ids
     except UnicodeEncodeError:
         raise UserError("the prompt is not valid UTF-8", status=2) from None
     except UnknownCharacters as error:
         known, count = tokenizer.characters, len(tokenizer.characters)
         shown = f"{known[:100]!r}" + (f" and {count - 100:,} more" if count > 100 else "")
         raise UserError(f"the prompt has {error}; the model knows {shown}", status=2) from None
+
+
+def check_stop(text: str, tokenizer: Tokenizer) -> None:
+    """Raises UserError if no sample can contain this text."""
+    if not text:
+        raise UserError("--stop must not be empty", status=2)
+    try:
+        tokenizer.encode(text)
+    except (UnicodeEncodeError, UnknownCharacters) as error:
+        raise UserError(f"--stop can never match: it has {error}", status=2) from None
 
 
 class TextDecoder:
@@ -184,6 +195,8 @@ def main(argv: list[str]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     model, tokenizer = load_model(args.ckpt).build(device)
+    if args.stop is not None:
+        check_stop(args.stop, tokenizer)
     if args.temperature > 0:  # without randomness, rounding to bfloat16 could decide the text
         model.to(pick_weights_dtype(device, args.num_samples))
     generator = torch.Generator(device).manual_seed(args.seed)

@@ -70,14 +70,23 @@ def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
 def find_in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The matching files in a folder and its subfolders, sorted. Prints what it leaves out.
 
-    Hidden files and folders are left out. Links are followed, but each folder is visited once.
+    Hidden files and folders and virtual environments are left out. Links are followed, but each
+    folder is visited once, under its own name if that is in the folder.
     """
     found, others, left_out, visited = [], 0, [], set()
-    for where, folders, names in os.walk(
-        folder, followlinks=True, onerror=lambda error: left_out.append(error.filename)
-    ):
+
+    def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        """os.walk, with all links at the end."""
+        links = []
+        for where, folders, names in os.walk(top, onerror=lambda e: left_out.append(e.filename)):
+            yield where, folders, names
+            links += [path for name in folders if (path := Path(where, name)).is_symlink()]
+        for link in links:
+            yield from walk(link)
+
+    for where, folders, names in walk(folder):
         real = Path(where).resolve()
-        if real in visited:
+        if real in visited or "pyvenv.cfg" in names:
             folders.clear()
             continue
         visited.add(real)

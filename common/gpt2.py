@@ -11,9 +11,10 @@ from types import ModuleType
 
 import torch
 
-from common import checkpoint
+from common import checkpoint, gpt2_bpe
 from common.checkpoint import SavedModel
 from common.errors import UserError, listed, one_line
+from common.files import data_dir
 from model import GPT, GPTConfig
 
 GPT2_MODULES = {
@@ -175,7 +176,26 @@ def load_gpt2(folder: Path) -> SavedModel:
     surplus = sorted(name for name in saved.keys() - read if not name.endswith(constants))
     if surplus:
         raise UserError(f"{path} has weights that config.json does not describe: {surplus[0]}")
+    check_gpt2_tokens(folder)
     return SavedModel(weights, vars(config), {"kind": "bpe"})
+
+
+def check_gpt2_tokens(folder: Path) -> None:
+    """Raises UserError if the folder has a vocabulary of 50,257 other tokens."""
+    ours = None
+    for name, keys in (("vocab.json", ()), ("tokenizer.json", ("model", "vocab"))):
+        path = folder / name
+        if not path.exists():
+            continue
+        ours = ours or gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))[0]
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            for key in keys:
+                theirs = theirs[key]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"can't read {path}: {one_line(error)}") from None
+        if theirs != ours:
+            raise UserError(f"{path} has other tokens than OpenAI's GPT-2, which is needed here")
 
 
 def read_gpt2_config(path: Path) -> tuple[GPTConfig, dict[str, torch.Tensor]]:

@@ -20,6 +20,7 @@ from common.files import (
     find,
     last_gap,
     marked_encoding,
+    matches,
     read_pieces,
 )
 from data import END, Corpus, Text, documents
@@ -53,20 +54,17 @@ class Input:
         return read_pieces(self.copy or self.path, encoding, self.size, self.name)
 
     def is_utf8(self) -> bool:
-        """Whether it has no byte order mark, but characters beyond ASCII, all of them in UTF-8."""
-        decoder, ascii_only = codecs.getincrementaldecoder("utf-8")(), True
+        """Whether it has no byte order mark, but characters beyond ASCII, most of them in UTF-8."""
+        decoder, valid = codecs.getincrementaldecoder("utf-8")("replace"), 0
         with nullcontext(self.copy) if self.copy else open(self.path, "rb") as file:
             file.seek(0)
             if marked_encoding(file.peek(4)):
                 return False
-            try:
-                while block := file.read(BLOCK_BYTES):
-                    decoder.decode(block)
-                    ascii_only &= block.isascii()
-                decoder.decode(b"", final=True)
-            except UnicodeDecodeError:
-                return False
-        return not ascii_only
+            while block := file.read(BLOCK_BYTES):
+                text = decoder.decode(block)
+                beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
+                valid += beyond_ascii - 2 * text.count("\ufffd")  # what can't be decoded
+        return valid > 0
 
 
 def read_inputs(
@@ -96,6 +94,9 @@ def read_inputs(
         ) from None
     default = ["*.jsonl"] if field else ["*.txt", "*.md"]
     found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]
+    named = [name for name in inputs if Path(name).is_file()]
+    if pattern and (others := [name for name in named if not matches(Path(name).parts, pattern)]):
+        print(f"note: --pattern chooses in folders only, so these are used: {listed(others)}")
     if skip_undecodable:
         found = without_undecodable(found, encoding)
     expects_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
@@ -121,7 +122,7 @@ def read_inputs(
                         yield piece
             except NotText as error:
                 problems.append(str(error))
-                suggest_encoding &= not isinstance(error, OtherFormat)
+                suggest_encoding &= not isinstance(error, OtherFormat) and not file.is_utf8()
             except OSError as error:
                 unreadable.append(f"{file.name} ({error.strerror})")
             if not problems and not unreadable:

@@ -101,11 +101,15 @@ class Metrics:
         overflows: infinite gradient norms are not an error, because float16's GradScaler skips such
         steps.
         """
-        kept = []
-        self.file, self.wandb = None, None
+        kept, existed = [], path.exists()
+        self.guard, self.file, self.wandb = None, None, None
         self.curves, self.stride = [], 1  # rows to draw, and the interval of steps between them
         if distributed.is_first():
-            if start and path.exists():
+            self.guard = open(
+                path, "a"
+            )  # two runs that start at once: write_bytes replaces the file
+            lock_metrics(self.guard)
+            if start and existed:
                 try:
                     kept = [row for row in read_metrics(path) if row["step"] < start]
                 except UserError as error:
@@ -130,6 +134,7 @@ class Metrics:
     def __exit__(self, kind, *_):
         if self.file:
             self.file.close()
+            self.guard.close()
             self.wandb.finish(1 if kind else 0)
 
     def add(self, step: int, lr: float, loss, grad_norm) -> None:

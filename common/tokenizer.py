@@ -50,6 +50,10 @@ class Tokenizer:
         """ids of texts with the separator between them, or a blank line if there is none."""
         return self.encode((self.separator or "\n\n").join(texts))
 
+    def encode_separated(self, text: str) -> np.ndarray:
+        """ids of a text in which the separator, if there is one, stands between documents."""
+        return self.encode_documents(text.split(self.separator) if self.separator else [text])
+
 
 class CharTokenizer(Tokenizer):
     """One id for each different character of a text, in the order of their code points."""

@@ -54,6 +54,6 @@ def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None
 def read_utf8(path: Path) -> str | None:
     """The text of a file, or None if it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:  # a few old modules declare other encodings
         return None

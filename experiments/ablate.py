@@ -348,9 +348,9 @@ def run_study(study: Study, base: Config, seeds: int, trainer: Trainer) -> list[
     else:
         points = [
             (arm, rate, seed)
+            for seed in range(1, seeds + 1)  # the pairs that are compared run close together
             for arm, config in arms.items()
             for rate in study.rates or [config.learning_rate]
-            for seed in range(1, seeds + 1)
         ]
     return [
         {"arm": arm, "learning_rate": rate, **result}
@@ -461,28 +461,33 @@ def median_seconds(runs: list[dict]) -> float:
 
 
 def early_and_late_table(study: Study, rows: list[dict]) -> str:
-    """Each arm's difference from the first one, after one evaluation interval and at the end."""
-    early, lines = [], []
+    """Each arm's difference from the first one, after one evaluation interval and at the end.
+
+    An effect appears, vanishes or reverses only if the change of the difference counts, too.
+    """
+    early, changes, lines = [], [], []
     for row in rows:
         # in nats per token; [0] is of the untrained model, the only one if the run diverged early
         value = row["val_losses"][:2][-1]
         if study.unit == "bits_per_byte" and row["diverged"] is None:
             value *= row["bits_per_byte"] / row["final"]
         early.append(row | {study.unit: value})
+        changes.append(row | {study.unit: loss(study, row) - value})
     for arm in arms_of(study, rows)[1:]:
-        pairs = difference(study, early, arm), difference(study, rows, arm)
+        pairs = [difference(study, part, arm) for part in (early, rows, changes)]
         if None not in pairs:
-            (before, _), (after, _) = pairs
             match [counts(*pair) for pair in pairs]:
-                case [True, True]:
-                    verdict = "stays" if before * after > 0 else "reverses"
-                case [True, False]:
+                case [True, True, False]:
+                    verdict = "stays"
+                case [True, True, True]:
+                    verdict = "stays" if pairs[0][0] * pairs[1][0] > 0 else "reverses"
+                case [True, False, True]:
                     verdict = "vanishes"
-                case [False, True]:
+                case [False, True, True]:
                     verdict = "appears"
                 case _:
                     verdict = ""
-            first, last = (plus_minus(*pair) for pair in pairs)
+            first, last, _ = (plus_minus(*pair) for pair in pairs)
             lines.append({"change": arm, "early": first, "at the end": last, "the effect": verdict})
     return markdown(lines)
 
@@ -548,6 +553,11 @@ def tables(study: Study, rows: list[dict]) -> str:
         " interval.\n\n"
         f"{comparison_table(study, rows)}"
     )
+    if study.rates and not study.search:
+        text += (
+            "\n\nThe rate is chosen with the seeds that are compared, which favors arms with uneven"
+            " results."
+        )
     if study.rates:
         text += (
             "\n\nThe mean loss at each learning rate over the seeds tried there, and the highest"

@@ -240,18 +240,21 @@ def busy(rounds: int) -> list[dict]:
         return 1000 * shape["batch_size"] * shape["block_size"] / rate
 
     places = {"alone": nullcontext, "beside two busy threads": busy_program}
-    names = {f"{waiting}, {place}": (waiting, place) for waiting in WAITING for place in places}
     contestants = {
-        name: partial(step, waiting, places[place]) for name, (waiting, place) in names.items()
+        f"a step of 0.8M parameters, threads waiting {waiting}, {name}": partial(
+            step, waiting, place
+        )
+        for waiting in WAITING
+        for name, place in places.items()
     }
     times = alternate(contestants, rounds)
-    what = "a step of 0.8M parameters, threads waiting"
-    return [{"what": f"{what} {name}", "unit": "ms", "ours": times[name]} for name in names]
+    return [{"what": what, "unit": "ms", "ours": values} for what, values in times.items()]
 
 
 def commands(nanogpt: str | None, rounds: int, device: torch.device) -> list[dict]:
     """Whole commands as run for the first time: the time includes start-up, compilation,
     evaluations and samples. nanoGPT's loss is the lowest that it prints."""
+    prepare.prepare_missing("shakespeare_char")  # as nanoGPT's must be
     our_lines, their_line = OUR_COMMANDS[device.type], NANOGPT_COMMANDS[device.type]
     losses = {line: [] for line in [*our_lines, their_line]}
 
@@ -482,16 +485,7 @@ def preparation_commands() -> list[dict]:
 # -------------------------------------------------------------------------------------------------
 # cost of a step as the model grows
 
-COST_BASE = Config(
-    vocab_size=VOCAB_SIZE,
-    n_layers=4,
-    n_heads=4,
-    d_model=128,
-    block_size=128,
-    batch_size=16,
-    device="cpu",
-    dtype="float32",
-)
+COST_BASE = Config(vocab_size=VOCAB_SIZE, **SHAPES["0.8M"], device="cpu", dtype="float32")
 COST_AXES = {
     "width (d_model)": [
         {"d_model": width, "n_heads": width // 32} for width in (64, 128, 256, 512)
@@ -660,6 +654,8 @@ def main(argv: list[str]) -> None:
     add_results(parser)
     args = parser.parse_args(argv)
     device, _ = pick_device(args.device)
+    if args.what in ("busy", "llama_cpp", "preparation", "cost"):
+        device = torch.device("cpu")
     if device.type == "mps":
         raise UserError("benchmarks run on a CPU or an NVIDIA GPU: use --device=cpu", status=2)
     folder = args.results / f"bench_{device.type}"

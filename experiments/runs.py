@@ -128,6 +128,7 @@ def run_one(config: Config) -> dict:
             diverged = error.step
 
     rows, dataset = read_metrics(config.path("metrics.jsonl")), load_dataset(config.dataset)
+    times = [row["seconds"] for row in rows if "train/loss" in row]
     curves, (device, _) = summarize(rows), pick_device(config.device)
     if diverged is not None:
         final, best = None, min(curves["val_losses"])
@@ -151,12 +152,19 @@ def run_one(config: Config) -> dict:
         "diverged": diverged,
         "val_steps": curves["val_steps"],
         "val_losses": [round(loss, 5) for loss in curves["val_losses"]],
-        "milliseconds_per_step": round(1000 * rows[-1]["seconds"] / max(1, rows[-1]["step"]), 2),
+        "milliseconds_per_step": milliseconds_per_step(times),
     }
     write_bytes(folder / "result.json", json.dumps(result).encode())
     for name in ("best.pt", "best.prev.pt", "last.pt"):
         config.path(name).unlink(missing_ok=True)
     return result
+
+
+def milliseconds_per_step(times: list[float]) -> float:
+    """From the seconds of training at each step, without the first one, which may compile."""
+    if len(times) < 2:
+        times = [0.0, *(times or [0.0])]
+    return round(1000 * (times[-1] - times[0]) / (len(times) - 1), 2)
 
 
 class Trainer:

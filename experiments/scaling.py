@@ -159,12 +159,19 @@ def find_starts(N, D, L) -> list[np.ndarray]:
 
 
 def bootstrap(N, D, L, law: Law) -> list[Law]:
-    """Laws fitted to as many runs, drawn from these with replacement."""
+    """Laws fitted to as many points (N, D), drawn from these with replacement.
+
+    The runs of a point, with different seeds, are drawn together: the misfit of the law is the same
+    for all of them.
+    """
     rng = np.random.default_rng(0)
     start = np.array([*np.log([law.E, law.A, law.B]), law.alpha, law.beta])
-    laws = []
+    points = {}
+    for run, point in enumerate(zip(N, D)):
+        points.setdefault(point, []).append(run)
+    runs, laws = list(points.values()), []
     for _ in range(REPEATS):
-        draw = rng.integers(len(L), size=len(L))
+        draw = np.concatenate([runs[point] for point in rng.integers(len(runs), size=len(runs))])
         laws.append(fit(N[draw], D[draw], L[draw], [start]))
     return laws
 

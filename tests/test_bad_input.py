@@ -107,7 +107,7 @@ TABLE = [
     (train_new(n_heads=5, max_steps=0), 2, "max_steps must be at least 1"),
     (train_new(eval_interval=0, beta1=1), 2, "beta1 must lie in [0, 1)"),
     (train_new(block_size=8000), 1, "set a smaller block_size"),
-    (train_new(d_model="1e12"), 1, "out of memory"),
+    (train_new(d_model="1e14"), 1, "out of memory"),
     (train_new(d_model="1e18"), 1, "out of memory"),
     (train_new(out_dir="~no-such-user/x"), 2, "names an unknown user"),
     (train_new(init_from="~no-such-user/x.pt"), 1, "checkpoint ~no-such-user/x.pt not found"),

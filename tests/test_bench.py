@@ -53,15 +53,15 @@ def read_results(name: str) -> list[dict]:
     return json.loads(Path(f"bench_cpu/{name}.json").read_text())["rows"]
 
 
-def test_generation_is_measured_for_one_and_ten_texts(nanogpt, capsys):
+def test_generation_is_measured_for_one_and_ten_texts(nanogpt, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "time_call", lambda run, device: 1.0)
     arguments = ["generation", "--device=cpu", "--rounds=2", "--results=."]
     assert bench.main([*arguments, "--nanogpt=nanogpt"]) == 0
     one, ten = read_results("generation")
     assert "1 at once" in one["what"]
     assert "10 at once" in ten["what"]
-    for row in (one, ten):
-        assert len(row["ours"]) == len(row["nanogpt"]) == 2
-        assert min(row["ours"] + row["nanogpt"]) > 0
+    assert (one["ours"], ten["ours"]) == ([500, 500], [5000, 5000])  # tokens in a second
+    assert one["nanogpt"] == ten["nanogpt"] == [500, 500]  # one text after another
     assert ten["what"] in capsys.readouterr().out
 
 
@@ -127,10 +127,37 @@ def test_power_is_the_exponent():
     assert bench.power([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
 
 
-def test_the_committed_table_is_that_of_the_results():
-    folder = ROOT / "experiments/results/bench_cpu"
-    committed = (folder / "table.md").read_text(encoding="utf-8")
-    assert bench.results_table(folder) + "\n" == committed
+@pytest.mark.parametrize("folder", ["bench_cpu", "bench_cuda", "without_bfloat16/bench_cpu"])
+def test_the_committed_table_is_that_of_the_results(folder):
+    path = ROOT / "experiments/results" / folder
+    committed = (path / "table.md").read_text(encoding="utf-8")
+    assert bench.results_table(path) + "\n" == committed
+
+
+def test_commands_are_timed_as_run_for_the_first_time(nanogpt, monkeypatch):
+    Path("ours.py").write_text(
+        "import os, sys\n"
+        "assert not os.listdir(os.environ['TORCHINDUCTOR_CACHE_DIR'])\n"
+        "seed = sys.argv[1].removeprefix('--seed=')\n"
+        "print('validation loss 4.0', 'validation loss 1.4', f'validation loss 1.{seed}')\n"
+    )
+    Path("nanogpt/train.py").write_text("print('val loss 4.1', 'val loss 1.9', 'val loss 2.0')")
+    monkeypatch.setattr(bench, "OUR_COMMANDS", {"cpu": ["ours.py"]})
+    monkeypatch.setattr(bench, "NANOGPT_COMMANDS", {"cpu": "train.py"})
+    monkeypatch.setattr(bench.prepare, "prepare_missing", lambda name: None)
+    arguments = ["commands", "--device=cpu", "--rounds=2", "--results=.", "--nanogpt=nanogpt"]
+    assert bench.main(arguments) == 0
+    seconds, loss = read_results("commands")
+    assert min(seconds["ours"] + seconds["nanogpt"]) > 0
+    assert loss["ours"] == [1.1, 1.2]  # the last one, of seeds 1 and 2
+    assert loss["nanogpt"] == [1.9, 1.9]  # the lowest one
+
+
+def test_benchmarks_of_the_cpu_are_not_filed_as_those_of_a_gpu(folder, monkeypatch):
+    monkeypatch.setattr(bench, "pick_device", lambda name: (torch.device("cuda", 0), ""))
+    monkeypatch.setattr(bench, "busy", lambda rounds: [])
+    assert bench.main(["busy", "--results=."]) == 0
+    assert read_results("busy") == []
 
 
 def test_steps_are_measured_alone_and_beside_a_busy_program(folder, monkeypatch):

@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, contents, error_line, verses
+from helpers import ROOT, TINY, contents, error_line, verses
 from tokenizers import Tokenizer
 
 import prepare
@@ -17,6 +17,7 @@ from common import bpe, files, survey
 from common.dataset import load_dataset
 from common.errors import UserError
 from common.tokenizer import TrainedBPETokenizer, from_dict
+from config import Config
 from data import Corpus, documents
 from export import describe_tokenizer
 from train import train
@@ -140,7 +141,7 @@ def test_a_run_prepares_its_vocabulary(folder, monkeypatch):
     for i in range(3):
         write(f"lib/{i}.py", f"# {i}\n" + verses(50, seed=i))
     monkeypatch.setattr(sysconfig, "get_path", lambda name: "lib")
-    prepare.prepare_missing("python_bpe260")
+    train(Config(**TINY | {"dataset": "python_bpe260", "max_steps": 1, "warmup_steps": 0}))
     assert load_dataset("python_bpe260").tokenizer.vocab_size == 260
 
 

@@ -9,7 +9,11 @@ from contextlib import suppress
 import pytest
 from helpers import ROOT, arguments, run, start, verses, wait_for_line
 
+import evaluate
+import export
+import sample
 from common import checkpoint
+from common.arguments import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -88,3 +92,10 @@ def test_a_disk_that_fills_up_leaves_the_saved_checkpoints(finished_run):
         assert checkpoint.load(small / "tiny_last.pt").step >= 50
     finally:
         subprocess.run(["umount", "small"], check=True)
+
+
+def test_commands_use_the_run_of_the_default_config(folder, capsys):
+    best = load_config(["--device=cpu"])[0].path("best.pt")
+    for main in (sample.main, evaluate.main, export.main):
+        assert main([]) == 1
+        assert f"checkpoint {best} not found" in capsys.readouterr().err

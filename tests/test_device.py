@@ -19,7 +19,7 @@ def test_cuda_means_the_first_gpu(monkeypatch):
 
 def test_a_gpu_that_does_not_work_is_an_error_even_with_auto(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", "3")  # torchrun started more processes than there are GPUs
+    monkeypatch.setenv("LOCAL_RANK", "99")  # torchrun started more processes than there are GPUs
     with pytest.raises(UserError, match="use another --device"):
         pick_device("auto")
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers import verses
 
 import evaluate
+from common.dataset import load_dataset
 from evaluate import mean_loss
 from model import GPT, GPTConfig
 from prepare import prepare
@@ -113,6 +114,22 @@ def test_the_validation_split_and_its_text_give_the_same_result(folder, tiny, ca
     assert split["perplexity"] == pytest.approx(math.exp(split["loss"]))
     bits = split["loss"] / math.log(2) * len(val) / len(val.encode())
     assert split["bits_per_byte"] == pytest.approx(bits)
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe260"])
+def test_documents_and_their_text_give_the_same_result(folder, tiny, kind, capsys):
+    parts = [verses(20, seed) for seed in range(30)]
+    Path("texts.txt").write_text("<|endoftext|>".join(parts))
+    name = f"texts_{kind}"
+    prepare(name, ["texts.txt"], separator="<|endoftext|>")
+    train(tiny(dataset=name, max_steps=1, warmup_steps=0))
+    dataset = load_dataset(name)
+    ids, start = dataset.val.tolist(), dataset.tokenizer.start_ids
+    text = dataset.tokenizer.decode(ids).replace(dataset.tokenizer.decode(start), "<|endoftext|>")
+    Path("val.txt").write_text(text)
+    split, file = (evaluate.evaluate("out/tiny_best.pt", path, "cpu") for path in (None, "val.txt"))
+    for figure in ("loss", "bits_per_byte", "tokens", "bytes"):
+        assert split[figure] == file[figure]
 
 
 def test_the_loss_of_a_trained_model_is_between_the_entropy_and_that_of_guessing(

@@ -188,6 +188,19 @@ def test_a_model_that_is_not_gpt2_is_refused(theirs, changes, message):
     assert message in load_error()
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("vocab.json", {"other": 0}),
+        ("tokenizer.json", {"model": {"vocab": {"other": 0}}}),
+        ("tokenizer.json", []),
+    ],
+)
+def test_a_model_with_other_tokens_than_gpt2_is_refused(theirs, bpe, name, content):
+    Path("gpt2_here", name).write_text(json.dumps(content))
+    assert name in load_error()
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff" * 100])
 def test_damaged_files_are_named(theirs, name, content):

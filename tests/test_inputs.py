@@ -15,6 +15,7 @@ from common import files, inputs
 from common.errors import UserError
 from common.files import expand, find, matches
 from common.inputs import read_inputs
+from common.survey import survey
 from data import END
 
 MARK = "<|endoftext|>"
@@ -64,6 +65,42 @@ def test_links_are_followed_once(folder):
     Path("texts/two").symlink_to("../elsewhere/deep")
     Path("texts/file.txt").symlink_to("../elsewhere/a.txt")
     assert sorted(texts("texts")) == ["a", "b", "c"]
+
+
+def test_a_folder_is_visited_under_its_own_name_rather_than_that_of_a_link(folder):
+    write(src__releases__v1__a_txt="a", src__releases__v2__b_txt="b")
+    Path("src/current").symlink_to("releases/v2")
+    assert texts("src", pattern="releases/**/*.txt") == ["a", "b"]
+
+
+def test_virtual_environments_are_left_out(folder):
+    write(src__a_txt="a", src__venv__pyvenv_cfg="home = /usr", src__venv__lib__b_txt="b")
+    assert texts("src") == ["a"]
+
+
+def test_files_that_do_not_match_the_pattern_but_are_named_are_mentioned(folder, capsys):
+    write(src__a_py="a", src__b_csv="b")
+    assert texts("src/a.py", "src/b.csv", pattern="*.py") == ["a", "b"]
+    assert "chooses in folders only, so these are used: src/b.csv\n" in capsys.readouterr().out
+
+
+def test_an_encoding_is_not_suggested_for_a_file_that_is_mostly_utf8(folder):
+    write(chat_txt="café über\n".encode() * 9 + b"caf\xe9\n")
+    with pytest.raises(UserError) as caught:
+        texts("chat.txt")
+    assert "cp1252" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, warning",
+    [
+        ("one\n\ufefftwo\n", "has byte order marks"),
+        ("*** END OF THE PROJECT GUTENBERG EBOOK ***", "has notices of Project Gutenberg"),
+    ],
+)
+def test_what_does_not_belong_to_a_text_gets_a_warning(folder, text, warning):
+    write(a_txt=text)
+    assert warning in " ".join(survey(read_inputs(["a.txt"])).warnings)
 
 
 @pytest.mark.parametrize("target", [".", "..", "../.."])

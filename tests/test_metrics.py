@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.files import write_bytes
 from common.metrics import Diverged, Metrics, read_metrics, summarize
 
 PATH = "metrics.jsonl"
@@ -129,3 +130,14 @@ def test_summarize_turns_rows_into_curves():
         "val_steps": [0, 2],
         "val_losses": [3.0, 1.5],
     }
+
+
+def test_of_two_runs_that_start_at_once_only_one_writes(path, tiny, monkeypatch):
+    def write(*arguments):
+        with pytest.raises(UserError, match="another run is still writing"):
+            open_metrics(path, tiny())
+        write_bytes(*arguments)
+
+    monkeypatch.setattr("common.metrics.write_bytes", write)
+    with open_metrics(path, tiny()):
+        pass

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, start_python, verses
+from helpers import ROOT, TINY, start_python, stop_at, verses
 
 from common.errors import UserError
 from experiments import runs
@@ -35,6 +35,11 @@ if __name__ == "__main__":
 """
 
 
+def test_the_first_step_does_not_count_in_the_time_of_a_step():
+    assert runs.milliseconds_per_step([20.0, 20.5, 21.0]) == 500
+    assert runs.milliseconds_per_step([20.0]) == 20_000
+
+
 @pytest.fixture
 def configs(dataset, tiny):
     calm = tiny(max_steps=2, warmup_steps=0, eval_interval=2, run_name="run", out_dir="out/calm")
@@ -47,7 +52,6 @@ def test_run_all_trains_only_what_has_no_result(configs, capsys):
     assert results["calm"]["diverged"] is None
     assert 0 < results["calm"]["best"] == results["calm"]["final"] < 4
     assert results["calm"]["val_steps"] == [0, 2]
-    assert results["calm"]["milliseconds_per_step"] > 0
     assert results["wild"]["final"] is None  # divergence is a result
     assert results["wild"]["diverged"] is not None
     assert results["wild"]["best"] > 0
@@ -117,13 +121,24 @@ def test_the_final_loss_is_that_of_the_last_step_and_not_of_the_best(configs):
 
 
 @pytest.mark.slow
+def test_an_interrupted_run_continues(configs, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run_one(configs["calm"])
+    continued = runs.run_one(configs["calm"])
+    whole = runs.run_one(replace(configs["calm"], out_dir="out/whole"))
+    assert continued | {"milliseconds_per_step": whole["milliseconds_per_step"]} == whole
+
+
+@pytest.mark.slow
 def test_run_all_in_processes_gives_the_same_results(configs):
     in_processes = runs.Trainer(parallel=2)(configs)
     for name, config in configs.items():
         here = runs.run_one(replace(config, out_dir=f"out/again-{name}"))
         there = in_processes[name]
-        time = {"milliseconds_per_step": there["milliseconds_per_step"]}
-        assert here | time == there
+        varying = {name: there[name] for name in ("machine", "milliseconds_per_step")}
+        assert here | varying == there
 
 
 def test_run_folders_differ_if_any_setting_or_the_data_does(dataset, tiny):

@@ -7,7 +7,7 @@ from helpers import TINY, verses
 
 import sample
 from common import checkpoint
-from common.tokenizer import ByteTokenizer, CharTokenizer
+from common.tokenizer import ByteTokenizer, CharTokenizer, TrainedBPETokenizer
 from config import Config
 from model import GPT
 from prepare import prepare
@@ -81,12 +81,25 @@ def test_the_seed_makes_no_difference_if_only_one_token_is_possible(generate, ar
     assert generate(argument, "--seed=1") == generate(argument, "--seed=2")
 
 
-def test_temperature_0_takes_the_most_likely_token_in_float32(generate):
+def test_temperature_0_takes_the_most_likely_token_in_float32(generate, monkeypatch):
+    monkeypatch.setattr(sample, "pick_weights_dtype", lambda *_: torch.bfloat16)
     model, tokenizer = checkpoint.load(CKPT).build(torch.device("cpu"))
     start = torch.from_numpy(tokenizer.encode("the king").astype("int64"))[None]
     ids = model.generate(start, 400, temperature=0)[0].tolist()
     text = generate("--prompt=the king", "--temperature=0", "--max_new_tokens=400")
     assert text == tokenizer.decode(ids) + "\n"
+
+
+@pytest.mark.parametrize("stop", ["", "é", "the €"])
+def test_a_stop_text_that_can_not_occur_is_refused(generate, capsys, stop):
+    assert sample.main(["--ckpt", CKPT, f"--stop={stop}"]) == 2
+    assert "--stop" in capsys.readouterr().err
+
+
+def test_a_separator_in_a_prompt_is_the_end_of_text_token():
+    tokenizer = TrainedBPETokenizer([b"th"])
+    ids = sample.encode_prompt("<|endoftext|>the", tokenizer)
+    assert ids == [*tokenizer.start_ids, *tokenizer.encode("the").tolist()]
 
 
 def test_num_samples_prints_different_texts_after_the_same_prompt(generate):

@@ -24,10 +24,17 @@ from common.dataset import load_dataset
 from common.errors import UserError
 from common.metrics import read_metrics
 from evaluate import mean_loss
-from train import Run, main, train
+from train import Run, learning_rate, main, train
 
 CPU = torch.device("cpu")
 LAST, BEST, METRICS = "out/tiny_last.pt", "out/tiny_best.pt", "out/tiny_metrics.jsonl"
+
+
+def test_curves_are_redrawn_at_each_evaluation(dataset, tiny, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("train.draw", lambda runs, _: drawn.append(runs["tiny"][-1]["step"]))
+    train(tiny(eval_interval=4))
+    assert drawn == [4, 8, 12]
 
 
 @pytest.mark.whole_endings
@@ -36,7 +43,8 @@ def test_a_run_learns_and_writes_its_files(dataset, tiny):
     assert result["finished"]
     assert result["steps"] == list(range(60))
     assert result["val_steps"] == [0, 30, 60]
-    assert len(result["lrs"]) == len(result["grad_norms"]) == len(result["train_losses"]) == 60
+    assert result["lrs"] == [learning_rate(step, tiny(max_steps=60)) for step in range(60)]
+    assert len(result["grad_norms"]) == len(result["train_losses"]) == 60
     assert result["best_val_loss"] == min(result["val_losses"][1:])
     assert result["best_val_loss"] < result["val_losses"][0] - 1
     endings = ["best.pt", "curves.png", "last.pt", "metrics.jsonl"]
