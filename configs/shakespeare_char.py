@@ -6,7 +6,7 @@
 # (--on_cpu=false --compile=false). On an NVIDIA H100: 1.412 in 27 seconds (one run).
 # Without a GPU the on_cpu block trains 0.8M parameters instead: validation loss 1.508 (median of
 # 3 seeds, 1.506 to 1.516) in 195 seconds on 2 cores of the same kind, 20 of them to compile the model
-# the first time. On another Xeon, without bfloat16, it took 182 seconds (median of 3).
+# the first time. On another Xeon, without bfloat16, it took 183 seconds (median of 3).
 
 run_name = "capstone"
 dataset = "shakespeare_char"
