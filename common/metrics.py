@@ -105,9 +105,8 @@ class Metrics:
         self.guard, self.file, self.wandb = None, None, None
         self.curves, self.stride = [], 1  # rows to draw, and the interval of steps between them
         if distributed.is_first():
-            self.guard = open(
-                path, "a"
-            )  # two runs that start at once: write_bytes replaces the file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.guard = open(path, "a")  # locked before write_bytes replaces it, until the end
             lock_metrics(self.guard)
             if start and existed:
                 try:
