@@ -61,7 +61,7 @@ EPOCHS = 6  # of the short text
 SEEDS = 2  # of the runs on long text
 STARTS = 8  # starting points of a fit
 HUBER_DELTA = 1e-3  # of the log loss that is fitted
-REPEATS = 200  # fits to resampled runs
+REPEATS = 200  # fits to resampled points
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def middle_95(values: list[float], digits: int) -> str:
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-# by the name of the fit: the law of all its runs, and the laws of resampled runs
+# by the name of the fit: the law of all its runs, and the laws of resampled points
 Laws = dict[str, tuple[Law, list[Law]]]
 
 
@@ -435,7 +435,7 @@ def tables(rows: list[dict], laws: Laws) -> str:
     parts = report_tables(rows, laws)
     return (
         "Best learning rates, and the rule that all other runs follow:\n\n"
-        f"{parts['rate table']}\n\nThe law, with 95% intervals from resampled runs:\n\n"
+        f"{parts['rate table']}\n\nThe law, with 95% intervals from resampled points (a size and a budget, with all seeds):\n\n"
         f"{parts['law table']}\n\nHeld-out runs: the first law's prediction and interval, and the"
         f" other laws':\n\n{parts['held out table']}"
     )
