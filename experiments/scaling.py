@@ -435,7 +435,7 @@ def tables(rows: list[dict], laws: Laws) -> str:
     parts = report_tables(rows, laws)
     return (
         "Best learning rates, and the rule that all other runs follow:\n\n"
-        f"{parts['rate table']}\n\nThe law, with 95% intervals from resampled points (a size and a budget, with all seeds):\n\n"
+        f"{parts['rate table']}\n\nThe law, with 95% intervals from resampled points:\n\n"
         f"{parts['law table']}\n\nHeld-out runs: the first law's prediction and interval, and the"
         f" other laws':\n\n{parts['held out table']}"
     )
