@@ -22,10 +22,6 @@ from common.gpt2 import load_model
 from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
-CARRIAGE_RETURNS = (
-    "note: the text has carriage returns (line ends of Windows): remove them with dos2unix, unless"
-    " the training text had them"
-)
 BATCH_TOKENS = 1 << 14  # tokens per forward pass
 BATCH_LOGITS = 1 << 26  # at most this many logits per forward pass (256 MB)
 
@@ -91,7 +87,9 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
             note = "the model does not know \\r: each \\r\\n or \\r of the text counts as one \\n"
             print(note, file=sys.stderr)
         elif "\r" in text and tokenizer.kind != "char":
-            print(CARRIAGE_RETURNS, file=sys.stderr)
+            note = "note: the text has carriage returns (line ends of Windows): remove them with"
+            note += " dos2unix, unless the training text had them"
+            print(note, file=sys.stderr)
         try:
             tokens = tokenizer.encode_separated(text)
         except UnknownCharacters as error:

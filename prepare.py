@@ -112,8 +112,8 @@ def find_corpus(
         return read_inputs(inputs, **options)
     if not load:
         raise UserError(
-            f"there is no corpus {name}; for your own text: {command_for('prepare.py')}"
-            f" {name}_{kind} --input FILE",
+            f"there is no corpus {name}; to use your own text, run:"
+            f" {command_for('prepare.py')} {name}_{kind} --input FILE",
             2,
         )
     if unknown := sorted(options.keys() - known.keys()):

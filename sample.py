@@ -87,7 +87,7 @@ class TextDecoder:
         return "" if self.ended else self.take(len(self.text))
 
     def take(self, end: int) -> str:
-        """Returns the new text before `end`, and drops what is no longer needed."""
+        """Returns the text up to `end` that was not returned before; forgets older text."""
         end = max(end, self.returned)
         new = self.text[self.returned : end]
         # keep the characters in which a separator or stop text may have begun

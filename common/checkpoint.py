@@ -102,7 +102,8 @@ def load(path: str | Path) -> Checkpoint:
         raise UserError(f"can't read {path}: {error.strerror}") from None
     except Exception as error:  # a foreign or damaged file can fail in many ways
         pickled = isinstance(error, pickle.UnpicklingError)
-        reason, others = "it contains code" if pickled else type(error).__name__, similar(path)
+        reason = "it contains code" if pickled else type(error).__name__
+        others = similar(path)
         hint = f"; there is also {', '.join(others)}" if others else ""
         raise UserError(
             f"{path} is not a checkpoint, or is truncated or corrupted ({reason}){hint}"

@@ -102,12 +102,12 @@ class Metrics:
         steps.
         """
         kept, existed = [], path.exists()
-        self.guard, self.file, self.wandb = None, None, None
+        self.lock_file, self.file, self.wandb = None, None, None
         self.curves, self.stride = [], 1  # rows to draw, and the interval of steps between them
         if distributed.is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.guard = open(path, "a")  # locked before write_bytes replaces it, until the end
-            lock_metrics(self.guard)
+            self.lock_file = open(path, "a")  # stays locked when write_bytes replaces it
+            lock_metrics(self.lock_file)
             if start and existed:
                 try:
                     kept = [row for row in read_metrics(path) if row["step"] < start]
@@ -133,7 +133,7 @@ class Metrics:
     def __exit__(self, kind, *_):
         if self.file:
             self.file.close()
-            self.guard.close()
+            self.lock_file.close()
             self.wandb.finish(1 if kind else 0)
 
     def add(self, step: int, lr: float, loss, grad_norm) -> None:

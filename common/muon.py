@@ -27,12 +27,13 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     x = matrices.bfloat16() if has_bfloat16(matrices.device) else matrices.float()
     wide = x.size(1) <= x.size(2)
     x = x if wide else x.mT  # so that x x^T is the smaller product
+    _, rows, columns = x.shape
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if x.dtype == torch.bfloat16 or 2 * x.size(2) < 3 * x.size(1):
+    if x.dtype == torch.bfloat16 or columns < 1.5 * rows:
         for _ in range(STEPS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    else:  # wide: multiply the small matrices first, which is too inexact in bfloat16
+    else:  # fewer operations: multiply the square matrices first (too inexact in bfloat16)
         gram = x @ x.mT
         factor = product = polynomial(gram)
         for _ in range(STEPS - 1):

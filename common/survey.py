@@ -165,7 +165,7 @@ def survey(corpus: Corpus) -> Survey:
     sizes, hashed, parts = array("Q"), DocumentHashes(), array("B")
     seen = np.zeros(CODE_POINTS, dtype=bool)
     known = b""  # the ASCII among them
-    excerpt, nuls, marks, licences = "", {}, 0, 0
+    excerpt, nuls, marks, licenses = "", {}, 0, 0
     for part, number, text in numbered(*corpus.texts()):
         if number == len(sizes):
             sizes.append(0)
@@ -184,7 +184,7 @@ def survey(corpus: Corpus) -> Survey:
         if NUL in text:
             nuls[number] = nuls.get(number, 0) + text.count(NUL)
         marks += text.count(END_OF_TEXT)
-        licences += text.count("PROJECT GUTENBERG EBOOK")
+        licenses += text.count("PROJECT GUTENBERG EBOOK")
     if len(sizes):
         hashed.end_document()
     warnings = []
@@ -208,10 +208,10 @@ def survey(corpus: Corpus) -> Survey:
             "the text has byte order marks (U+FEFF), as joined files do: remove them, or give the"
             " files one by one"
         )
-    if licences:
+    if licenses:
         warnings.append(
             "the text has notices of Project Gutenberg: remove what is before '*** START OF' and"
-            " after '*** END OF', or the model learns (and is evaluated on) its licence"
+            " after '*** END OF', or the model learns (and is evaluated on) its license"
         )
     vocabulary = "".join(map(chr, np.flatnonzero(seen)))
     return Survey(sizes, hashed, sum(parts), vocabulary, excerpt, warnings)

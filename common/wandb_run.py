@@ -105,12 +105,12 @@ def mode_of_environment() -> str:
 
 
 def log_in(wandb: ModuleType) -> None:
-    """Raises ValueError if there is no API key."""
+    """Logs in to Weights & Biases. Raises ValueError if no API key is set."""
     before = os.environ.get("WANDB_MODE")
     os.environ["WANDB_MODE"] = "online"  # login() would obey another mode
     try:
         if not wandb.login(timeout=LOGIN_TIMEOUT):
-            raise ValueError("there is no API key: run `wandb login`, or set WANDB_API_KEY")
+            raise ValueError("there is no API key: run `wandb login` or set WANDB_API_KEY")
     finally:
         del os.environ["WANDB_MODE"]
         if before is not None:

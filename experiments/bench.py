@@ -253,7 +253,8 @@ def busy(rounds: int) -> list[dict]:
 
 def commands(nanogpt: str | None, rounds: int, device: torch.device) -> list[dict]:
     """Whole commands as run for the first time: the time includes start-up, compilation,
-    evaluations and samples. nanoGPT's loss is the lowest that it prints."""
+    evaluations and samples. nanoGPT's loss is the lowest that it prints.
+    """
     prepare.prepare_missing("shakespeare_char")  # as nanoGPT's must be
     our_lines, their_line = OUR_COMMANDS[device.type], NANOGPT_COMMANDS[device.type]
     losses = {line: [] for line in [*our_lines, their_line]}

@@ -11,7 +11,7 @@ from config import Config
 from model import GPT, GPTConfig, Graph
 from train import Run
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 SMALL = {"vocab_size": 50, "n_layers": 2, "n_heads": 2, "d_model": 64, "block_size": 32}
 
 
