@@ -29,15 +29,16 @@ class Config(GPTConfig):
     # optimization
     batch_size: int = 64  # sequences per optimizer step, over all micro-batches and processes
     micro_batch_size: int | None = None  # sequences per forward pass; none: the whole batch
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: blocks' matrices only, AdamW for the rest
+    optimizer: Literal["adamw", "muon", "normuon"] = "adamw"  # muon, normuon: blocks' matrices only
     learning_rate: float = 1e-3  # peak, reached at the end of the warmup
     min_lr: float | None = None  # learning rate at the end of the cosine; none: learning_rate / 10
     warmup_steps: int = 100  # steps over which the learning rate rises linearly to its peak
     max_steps: int = 5000  # optimizer steps
     weight_decay: float = 0.1  # for matrices only: not for embeddings, gains and biases
     confidence_penalty: float = 0.0  # subtract this times the predictions' entropy from the loss
-    beta1: float = 0.9  # AdamW's decay of the mean gradient
-    beta2: float = 0.95  # AdamW's decay of the mean squared gradient
+    momentum: float = 0.95  # decay of Muon's and NorMuon's mean gradient
+    beta1: float = 0.9  # decay of AdamW's mean gradient
+    beta2: float = 0.95  # decay of AdamW's mean squared gradient, and of NorMuon's squared updates
     grad_clip: float = 1.0  # clip gradients to this norm; 0: no clipping
     ema_decay: float = 0.0  # decay of a moving average of weights, to evaluate and save; 0: off
     # evaluation, logging, saving
@@ -71,7 +72,7 @@ class Config(GPTConfig):
                 value = getattr(self, name)
                 if value is not None and not least <= value < math.inf:
                     found.append(f"{name} must be at least {least}, not {value}")
-        for name in ("beta1", "beta2", "ema_decay"):
+        for name in ("momentum", "beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         for name, value in vars(self).items():

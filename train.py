@@ -103,7 +103,7 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
+    """AdamW for all parameters, or Muon or NorMuon for the blocks' matrices and AdamW for the rest.
 
     Weight decay applies to the matrices only. Gains and biases are scales; an embedding row would
     shrink at every step whose batch lacks its token.
@@ -113,8 +113,9 @@ def make_optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
     others = [{"params": group, "weight_decay": 0.0} for group in groups.values() if group]
     settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
     settings["capturable"] = True  # steps can be recorded as a CUDA graph
-    if config.optimizer == "muon":
-        muon = Muon([matrices], lr=config.learning_rate)
+    if config.optimizer != "adamw":
+        beta2 = config.beta2 if config.optimizer == "normuon" else None
+        muon = Muon([matrices], lr=config.learning_rate, momentum=config.momentum, beta2=beta2)
         return [muon, torch.optim.AdamW(others, **settings)]
     return [torch.optim.AdamW([matrices, *others], **settings)]
 

@@ -1,8 +1,8 @@
-"""Muon: momentum with orthogonalized updates, for weight matrices.
+"""Muon: momentum with orthogonalized updates, for weight matrices; and NorMuon.
 
 Keller Jordan, 2024, kellerjordan.github.io/posts/muon; updates are scaled as in Liu et al., 2025,
 arXiv:2502.16982. torch.optim.Muon works in bfloat16 only (20 times slower on a CPU that has to
-emulate it) and on one matrix at a time.
+emulate it) and on one matrix at a time. NorMuon: Li et al., 2025, arXiv:2510.05491.
 """
 
 import math
@@ -58,8 +58,19 @@ class Muon(torch.optim.Optimizer):
     so one learning rate suits both.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        beta2: float | None = None,
+    ):
+        """momentum: decay of the mean gradient. beta2: None, or NorMuon's decay of the mean squared
+        updates.
+        """
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "beta2": beta2}
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self):
@@ -68,16 +79,35 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                updates = [self.update(parameter, group["momentum"]) for parameter in parameters]
-                updates = orthogonalize(torch.stack(updates))
-                updates *= group["lr"] * 0.2 * math.sqrt(max(shape))
+                averages = [self.average(parameter, group["momentum"]) for parameter in parameters]
+                updates = orthogonalize(torch.stack(averages)).unbind()
+                if group["beta2"] is not None:
+                    updates = [
+                        self.equalize(parameter, update, group["beta2"])
+                        for parameter, update in zip(parameters, updates)
+                    ]
+                torch._foreach_mul_(updates, group["lr"] * 0.2 * math.sqrt(max(shape)))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_sub_(parameters, updates.unbind())
+                torch._foreach_sub_(parameters, updates)
 
-    def update(self, parameter: torch.Tensor, beta: float) -> torch.Tensor:
+    def average(self, parameter: torch.Tensor, beta: float) -> torch.Tensor:
         """The moving average of the gradient, with Nesterov's look-ahead."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         average = state["momentum"].lerp_(parameter.grad, 1 - beta)
         return parameter.grad.lerp(average, beta)
+
+    def equalize(self, parameter: torch.Tensor, update: torch.Tensor, beta2: float) -> torch.Tensor:
+        """Gives the neurons' updates equal lengths, on average over the steps (NorMuon).
+
+        The norm of the whole update stays. The neurons are the rows or the columns, whichever are
+        more: the others have equal lengths already, because they are orthogonal to each other.
+        """
+        state, (rows, columns) = self.state[parameter], update.shape
+        squares = update.square().mean(dim=1 if rows >= columns else 0, keepdim=True)
+        if "squares" not in state:
+            state["squares"] = torch.zeros_like(squares)
+        average = state["squares"].lerp_(squares, 1 - beta2)
+        equalized = update / (average.sqrt() + 1e-8)
+        return equalized * (update.norm() / (equalized.norm() + 1e-8))

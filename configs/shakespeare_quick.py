@@ -15,11 +15,12 @@ block_size = 64
 conv_width = 4   # both sublayers also see the three characters before; export.py can't express it
 
 batch_size = 16
-optimizer = "muon"
-learning_rate = 1e-2
+optimizer = "normuon"
+learning_rate = 2.5e-2
+momentum = 0.8   # the run is too short for a longer average of the gradient
 min_lr = 0
 warmup_steps = 5
-max_steps = 300
-eval_interval = 300
+max_steps = 220
+eval_interval = 220
 eval_tokens = 1000   # only the final evaluation uses the whole validation split
 sample_interval = 0

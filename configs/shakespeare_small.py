@@ -15,12 +15,12 @@ block_size = 128
 conv_width = 2  # every sublayer also sees the character before; export.py can't express it
 
 batch_size = 16
-optimizer = "muon"
+optimizer = "normuon"
 learning_rate = 6e-3
 confidence_penalty = 0.1  # keeps the predictions from becoming overconfident
 min_lr = 0
 warmup_steps = 50
-weight_decay = 1.0  # ten times the default, for six epochs
-max_steps = 2941
+weight_decay = 1.0  # ten times the default, for four epochs
+max_steps = 1961
 eval_interval = 491  # once an epoch
 sample_interval = 980

@@ -117,7 +117,8 @@ def vocabulary(tokenizer: str, batch_size: int = 16) -> dict:
 SHORT = {"max_steps": Times(1 / 2)}
 POST = SHORT | {"norm_position": "post"}
 ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3}
-OLDER = {"confidence_penalty": 0.0}  # shakespeare_small.py when the studies were run
+# shakespeare_small.py when the studies were run
+OLDER = {"confidence_penalty": 0.0, "optimizer": "muon", "max_steps": 2941}
 
 STUDIES = {
     "norms": Study(
@@ -236,6 +237,7 @@ STUDIES = {
         },
         seeds=3,
         config="configs/shakespeare_char.py",
+        overrides={"optimizer": "muon"},  # as when the study was run
         steps=500,  # one epoch
         rates=(),
     ),

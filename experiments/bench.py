@@ -65,7 +65,7 @@ TRAINED = {  # what to train, and the number of steps to time
 }
 NANOGPT_NAMES = {"n_layers": "n_layer", "n_heads": "n_head", "d_model": "n_embd"}
 OUR_COMMANDS = {
-    "cpu": ["train.py configs/shakespeare_quick.py", "train.py configs/shakespeare_char.py"],
+    "cpu": [f"train.py configs/shakespeare_{name}.py" for name in ("quick", "char", "small")],
     "cuda": ["train.py configs/shakespeare_char.py", "train.py configs/shakespeare_best.py"],
 }
 NANOGPT_COMMANDS = {  # from nanoGPT's README

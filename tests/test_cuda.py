@@ -26,7 +26,7 @@ def losses_and_norms(graph: Graph | None, **settings) -> list[list[float]]:
 
 SETTINGS = [
     {"dropout": 0.5, "micro_batch_size": 8},
-    {"optimizer": "muon", "confidence_penalty": 0.1, "ema_decay": 0.9},
+    {"optimizer": "normuon", "confidence_penalty": 0.1, "ema_decay": 0.9},
 ]
 
 

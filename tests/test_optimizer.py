@@ -98,9 +98,10 @@ def test_only_matrices_decay(tiny, optimizer):
 
 
 def test_muon_updates_the_matrices_of_the_blocks_and_nothing_else(tiny):
-    config = tiny(optimizer="muon", vocab_size=10)
+    config = tiny(optimizer="muon", vocab_size=10, momentum=0.8)
     model = GPT(config)
     muon, _ = make_optimizers(model, config)
+    assert {group["momentum"] for group in muon.param_groups} == {0.8}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     updated = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     modules = ("attn.qkv", "attn.out", "mlp.up", "mlp.down")

@@ -24,7 +24,7 @@ LAST, BEST, METRICS = "out/tiny_last.pt", "out/tiny_best.pt", "out/tiny_metrics.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
-    [{"optimizer": "muon", "ema_decay": 0.9, "batch_order": "random"}, {"compile": True}],
+    [{"optimizer": "normuon", "ema_decay": 0.9, "batch_order": "random"}, {"compile": True}],
     ids=str,
 )
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(

@@ -194,7 +194,7 @@ def test_a_full_disk_is_noticed_before_the_first_step(dataset, tiny, monkeypatch
     assert not LAST.exists()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "normuon"])
 def test_the_space_that_is_checked_is_what_the_checkpoints_take(
     dataset, tiny, monkeypatch, optimizer
 ):
