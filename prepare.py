@@ -112,7 +112,7 @@ def find_corpus(
         return read_inputs(inputs, **options)
     if not load:
         raise UserError(
-            f"there is no corpus {name}; to use your own text, run:"
+            f"unknown corpus {name}; to prepare your own text, run:"
             f" {command_for('prepare.py')} {name}_{kind} --input FILE",
             2,
         )

@@ -84,7 +84,7 @@ def load_dataset(name: str) -> Dataset:
     command = f"{command_for('prepare.py')} {quote(name)}" + ("" if ours else " --input FILE")
     again = f"prepare it again: {command}"
     if not is_prepared(name):
-        raise UserError(f"there is no prepared dataset in {folder}; run: {command}")
+        raise UserError(f"no prepared dataset in {folder}; run: {command}")
 
     # meta.json
     try:

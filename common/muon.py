@@ -66,8 +66,8 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         beta2: float | None = None,
     ):
-        """momentum: decay of the mean gradient. beta2: None, or NorMuon's decay of the mean squared
-        updates.
+        """momentum: decay of the mean gradient. beta2: that of the mean squared updates, for
+        NorMuon; None for Muon.
         """
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "beta2": beta2}
         super().__init__(params, settings)

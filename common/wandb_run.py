@@ -110,7 +110,7 @@ def log_in(wandb: ModuleType) -> None:
     os.environ["WANDB_MODE"] = "online"  # login() would obey another mode
     try:
         if not wandb.login(timeout=LOGIN_TIMEOUT):
-            raise ValueError("there is no API key: run `wandb login` or set WANDB_API_KEY")
+            raise ValueError("no API key found: run `wandb login` or set WANDB_API_KEY")
     finally:
         del os.environ["WANDB_MODE"]
         if before is not None:

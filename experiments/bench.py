@@ -297,7 +297,7 @@ def load_nanogpt(folder: str):
     path = Path(folder, "model.py")
     if not path.is_file():
         clone = "git clone https://github.com/karpathy/nanoGPT"
-        raise UserError(f"there is no nanoGPT in {folder}: {clone}", status=2)
+        raise UserError(f"no nanoGPT in {folder}: {clone}", status=2)
     spec = importlib.util.spec_from_file_location("nanogpt", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

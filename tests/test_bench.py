@@ -70,7 +70,7 @@ def test_nanogpt_is_optional_but_must_exist(nanogpt, capsys):
     assert bench.main(arguments) == 0
     assert "nanogpt" not in read_results("generation")[0]
     assert bench.main([*arguments, "--nanogpt=nowhere"]) == 2
-    assert "there is no nanoGPT in nowhere" in capsys.readouterr().err
+    assert "no nanoGPT in nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.slow

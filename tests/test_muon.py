@@ -64,10 +64,8 @@ def test_normuon_averages_the_squared_updates_over_the_steps():
     for gradient in gradients:
         before, matrix.grad = matrix.detach().clone(), gradient
         optimizer.step()
-    lengths = (matrix.detach() - before).norm(
-        dim=1
-    )  # neuron 0 moved before, 1 both times, 2 only now
-    assert lengths[0] == 0
+    lengths = (matrix.detach() - before).norm(dim=1)
+    assert lengths[0] == 0  # this neuron moved in the first step only, 1 in both, 2 in the second
     # mean squares: 0.5 of this step's and, for neuron 1, 0.25 of the step's before
     assert lengths[2] / lengths[1] == pytest.approx((0.75 / 0.5) ** 0.5, rel=1e-3)
 

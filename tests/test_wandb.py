@@ -137,7 +137,7 @@ def test_an_error_at_the_start_is_reported(folder, online, wandb, capsys):
 def test_a_missing_api_key_is_reported(folder, online, wandb, capsys):
     wandb.login.return_value = False
     WandbRun(online, "the id").log({"step": 0})
-    assert "there is no API key: run `wandb login`" in capsys.readouterr().out
+    assert "no API key found: run `wandb login`" in capsys.readouterr().out
     wandb.init.assert_not_called()
 
 
