@@ -58,7 +58,7 @@ def find(inputs: Iterable[str], patterns: Sequence[str]) -> list[Path]:
         elif not path.exists() and path != STDIN:
             is_url = "://" in name
             hint = "; download it first, or pipe it in with --input -" if is_url else ""
-            raise UserError(f"no such file: {name}{hint}")
+            raise UserError(f"there is no file {name}{hint}")
         for file in found:
             if files.setdefault(os.path.realpath(file), file) is not file:
                 repeated.append(str(file))

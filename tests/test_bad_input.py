@@ -148,7 +148,7 @@ TABLE = [
     # preparing
     (["prepare.py", "shakespeare"], 2, "dataset names are <corpus>_<tokenizer>"),
     (["prepare.py", "absent_char"], 2, "unknown corpus absent"),
-    ([*PREPARE, "none.txt"], 1, "no such file: none.txt"),
+    ([*PREPARE, "none.txt"], 1, "there is no file none.txt"),
     (["train.py", "n_layers=2"], 2, "n_layers=2: settings are written --name=value"),
     (["train.py", "--n_layers", "=", "2"], 2, "--name=value, without spaces"),
     ([*PREPARE, "empty.txt"], 1, "too few"),
