@@ -101,7 +101,7 @@ def pick_compile(setting: bool | str, device: torch.device, flops: float) -> tup
         return True, "as set"
     if device.type == "cuda":
         return True, "auto: about 40 seconds to compile, then faster steps"
-    return True, "auto: 20 seconds to compile the first time, then faster steps"
+    return True, "auto: 7 to 20 seconds to compile the first time, then faster steps"
 
 
 def compile_model(model: GPT):

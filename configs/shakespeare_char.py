@@ -5,7 +5,7 @@
 # in 46 minutes on one core of an Intel Xeon with bfloat16 while the other core was busy
 # (--on_cpu=false --compile=false). On an NVIDIA H100: 1.412 in 27 seconds (one run).
 # Without a GPU the on_cpu block trains 0.8M parameters instead: validation loss 1.496 (median of
-# 3 seeds, 1.493 to 1.501) in 170 seconds on 2 cores of an Intel Xeon without bfloat16, 12 of them to
+# 3 seeds, 1.493 to 1.501) in 170 seconds on 2 cores of an Intel Xeon without bfloat16, 7 of them to
 # compile the model the first time.
 
 run_name = "capstone"

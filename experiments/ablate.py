@@ -206,7 +206,7 @@ STUDIES = {
     "recipe": Study(
         "Which settings of configs/shakespeare_char.py matter on a CPU?",
         {
-            "as shipped": {},
+            "base": {},
             "learning rate 3e-3": {"learning_rate": 3e-3},
             "learning rate 1.2e-2": {"learning_rate": 1.2e-2},
             "cosine to a tenth, not to zero": {"min_lr": 6e-4},
