@@ -59,7 +59,7 @@ class Config(GPTConfig):
     seed: int = 1337  # seed of the initial weights, the order of batches, dropout and samples
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest available
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # precision of the matmuls
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: long runs; false: no CUDA graph
+    compile: bool | Literal["auto"] = "auto"  # auto: long runs only; false: no CUDA graph either
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -228,11 +228,9 @@ def unknown_setting(name: str) -> str:
     if name == "vocab_size":
         return "vocab_size comes from the dataset and can't be set"
     meant = intended(name)
-    hint = (
-        f"did you mean {meant}?"
-        if meant not in (None, name)
-        else "python train.py --help lists them all"
-    )
+    hint = "python train.py --help lists them all"
+    if meant not in (None, name):
+        hint = f"did you mean {meant}?"
     return f"unknown setting {name}: {hint}"
 
 

@@ -84,7 +84,7 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         name, original = text_path, read_text(text_path)
         text = known_line_ends(original, tokenizer)
         if text != original:
-            note = "the model does not know \\r: each \\r\\n or \\r of the text counts as one \\n"
+            note = "note: the model does not know \\r: each \\r\\n or \\r counts as one \\n"
             print(note, file=sys.stderr)
         elif "\r" in text and tokenizer.kind != "char":
             note = "note: the text has carriage returns (line ends of Windows): remove them with"
@@ -110,8 +110,8 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         tokens, n_bytes = dataset.val, dataset.meta["val"]["bytes"]
     else:
         raise UserError("GPT-2 comes without a validation split: use --text FILE", status=2)
-    if len(tokens) < 2:
-        raise UserError(f"{name} is too short: a loss needs at least 2 tokens")
+    if len(tokens) < 2 or not n_bytes:
+        raise UserError(f"{name} is too short: a loss needs at least 2 tokens of text")
 
     # the loss
     dtype, _ = pick_dtype(config.dtype, device)

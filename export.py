@@ -124,7 +124,7 @@ def find_architecture(config: GPTConfig) -> str:
     if different := differences[nearest]:
         ours = ", ".join(f"{name}={getattr(config, name)}" for name in different)
         theirs = ", ".join(f"{name}={ARCHITECTURES[nearest][name]}" for name in different)
-        message = f"transformers has no equivalent of {ours}; the nearest, {nearest}, has {theirs}"
+        message = f"no exported architecture has {ours}; the nearest, {nearest}, has {theirs}"
         raise UserError(message.replace("True", "true").replace("False", "false"))
     return nearest
 
@@ -321,12 +321,11 @@ def check_folder(out: Path) -> None:
         if not names or names <= FILES and interrupted:
             return
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        changed = "transformers_version" in config  # by save_pretrained, after fine-tuning
-        hashes = config.get(HASHES, {})
-        for name in names - {"config.json"}:
-            changed |= sha256((out / name).read_bytes()) != hashes.get(name)
-        if names <= FILES and MARK in config and not changed:
-            return
+        # save_pretrained adds transformers_version, after fine-tuning
+        if names <= FILES and MARK in config and "transformers_version" not in config:
+            hashes, others = config.get(HASHES, {}), names - {"config.json"}
+            if all(sha256((out / name).read_bytes()) == hashes.get(name) for name in others):
+                return
     raise UserError(NOT_OURS.format(out))
 
 

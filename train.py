@@ -260,9 +260,9 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     # data
     processes, micro_batch = distributed.world_size(), config.micro_batch_size or 1
     if config.batch_size % (processes * micro_batch):
+        parts = f" in micro-batches of {micro_batch}" if config.micro_batch_size else ""
         raise UserError(
-            f"batch_size={config.batch_size} can't be divided among {processes} processes"
-            f" in micro-batches of {micro_batch}",
+            f"batch_size={config.batch_size} can't be divided among {processes} processes{parts}",
             status=2,
         )
     distributed.on_first(prepare_missing, config.dataset)

@@ -205,11 +205,7 @@ def parse_arguments(argv: list[str]) -> tuple[str | None, dict[str, str], bool]:
         usage="train.py [config file] [--setting=value ...]",
         description=f"Trains a GPT. Without a config file: {DEFAULT_FILE}.",
     )
-    parser.add_argument(
-        "file",
-        nargs="?",
-        help="Python file with what differs from the defaults",
-    )
+    parser.add_argument("file", nargs="?", help="Python file with what differs from the defaults")
     parser.add_argument(
         "--on_cpu",
         default="true",
@@ -224,10 +220,10 @@ def parse_arguments(argv: list[str]) -> tuple[str | None, dict[str, str], bool]:
 
     # `--resume --seed=2` means `--resume=true --seed=2`
     flags = {f"--{name}" for name, setting in SETTINGS.items() if setting.types == (bool,)}
-    followers = [*argv[1:], ""]
-    for i, argument in enumerate(argv):
-        if argument in flags and followers[i].lower() not in BOOLEANS:
-            argv = [*argv[:i], f"{argument}=true", *argv[i + 1 :]]
+    argv = [
+        f"{argument}=true" if argument in flags and after.lower() not in BOOLEANS else argument
+        for argument, after in zip(argv, [*argv[1:], ""])
+    ]
 
     known, others = parser.parse_known_args(argv)
     given = vars(known)

@@ -120,7 +120,7 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
 
 
 def discard_output() -> None:
-    """Sends what is printed from now on nowhere: nobody reads it any more."""
+    """Sends what is printed from now on nowhere: nobody reads it anymore."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

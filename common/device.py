@@ -35,9 +35,9 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         elif torch.backends.mps.is_available():
             name, reason = "mps", "auto: Apple GPU found"
     try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
+        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
             raise RuntimeError("not one of cpu, cuda, mps")
+        device = torch.device(name)
         # torch.cuda.set_device needs an index; each process of a distributed run has its own GPU
         if device.type == "cuda" and (device.index is None or distributed.world_size() > 1):
             device = torch.device("cuda", distributed.local_rank())
@@ -89,7 +89,7 @@ def pick_compile(setting: bool | str, device: torch.device, flops: float) -> tup
     if setting is False:
         return False, "as set"
     if setting == "auto" and flops < COMPILE_FLOPS.get(device.type, math.inf):
-        return False, "auto: takes longer to compile than it saves here"
+        return False, "auto: compiling would take longer than it saves in this run"
     try:
         torch.compile(torch.neg)(torch.ones(8, device=device))
     except Exception as error:  # no compiler, a broken one, a GPU too old: it fails in many ways

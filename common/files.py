@@ -116,7 +116,7 @@ def find_in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
         raise UserError(f"no {' or '.join(patterns)} in {folder}; {hint}")
     if others:
         count = f"{len(found):,} of {len(found) + others:,} files"
-        print(f"{folder}: {count} match {' or '.join(patterns)} (--pattern chooses)")
+        print(f"{folder}: {count} match {' or '.join(patterns)} (choose others with --pattern)")
     return sorted(found)
 
 

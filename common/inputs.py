@@ -96,7 +96,7 @@ def read_inputs(
     found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]
     named = [name for name in inputs if Path(name).is_file()]
     if pattern and (others := [name for name in named if not matches(Path(name).parts, pattern)]):
-        print(f"note: --pattern chooses in folders only, so these are used: {listed(others)}")
+        print(f"note: --pattern applies to folders only; these are used too: {listed(others)}")
     if skip_undecodable:
         found = without_undecodable(found, encoding)
     expects_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")

@@ -48,9 +48,9 @@ def prepare_folder(run) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder: choose another --out_dir")
     check_not_running(run.config.path("metrics.jsonl"))
+    check_disk_space(run)
     if not run.config.resume:
         make_room(run.config)
-    check_disk_space(run)
 
 
 def make_room(config: Config) -> None:
@@ -130,10 +130,11 @@ def check_disk_space(run) -> None:
         states = 1 if isinstance(optimizer, Muon) else 2  # as many bytes as the parameters, each
         groups = optimizer.param_groups
         total += states * sum(p.nbytes for group in groups for p in group["params"])
-    paths = [run.config.path("best.pt"), run.config.path("last.pt")]
-    there = sum(path.stat().st_size for path in paths if path.exists())
-    needed = 3 * total - there  # best, last, and the one being written
-    folder = paths[0].parent
+    suffix = "pt" if run.config.resume else "prev.pt"  # a new run keeps the files without .prev
+    paths = [run.config.path(f"{name}.{suffix}") for name in ("best", "last")]
+    replaced = sum(path.stat().st_size for path in paths if path.exists())
+    needed = 3 * total - replaced  # best, last, and the one being written
+    folder = run.config.folder
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:

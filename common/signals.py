@@ -31,9 +31,6 @@ class StopSignals:
     def __exit__(self, kind, *_):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        if (
-            self.received
-            and kind
-            and kind.__module__.startswith(("torch._inductor", "torch._dynamo"))
-        ):
+        in_compiler = kind and kind.__module__.startswith(("torch._inductor", "torch._dynamo"))
+        if self.received and in_compiler:
             raise KeyboardInterrupt from None  # Ctrl-C has also ended the compiler of torch.compile

@@ -33,27 +33,13 @@ NUL = "\0"  # between documents of characters or bytes, unless --separator says 
 MOST_LOST = 0.1  # fraction of a text that --replace_unknown may leave out
 SURROGATES = "the text has unpaired surrogates: check --encoding"
 CHANGED = "the text has changed while it was being read: try again"
-PLAIN = {  # what --replace_unknown writes for typographic characters
-    "\u2018": "'",
-    "\u2019": "'",
-    "\u201a": "'",
-    "\u201c": '"',
-    "\u201d": '"',
-    "\u201e": '"',
-    "\u00ab": '"',
-    "\u00bb": '"',
-    "\u2010": "-",
-    "\u2011": "-",
-    "\u2012": "-",
-    "\u2013": "-",
-    "\u2014": "--",
-    "\u2015": "--",
-    "\u2026": "...",
-    "\u2212": "-",
-    '"': "'",
-    "`": "'",
-    "\t": " ",
-}
+PLAIN = (  # what --replace_unknown writes for typographic characters
+    dict.fromkeys('\u2018\u2019\u201a"`', "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
+    | dict.fromkeys("\u2014\u2015", "--")
+    | {"\u2026": "...", "\t": " "}
+)
 
 
 def numbered(*texts: Text) -> Iterator[tuple[int, int, str]]:
@@ -72,8 +58,8 @@ def numbered(*texts: Text) -> Iterator[tuple[int, int, str]]:
 
 
 def limited(corpus: Corpus, limit: int) -> Corpus:
-    """The documents of the training text that fit into `limit` bytes together, in order; if none
-    does, a part of the first one.
+    """The documents of the training text that fit into `limit` bytes together, in order, until 99%
+    of it is used; if none does, a part of the first one.
     """
     chosen, total = bytearray(), 0  # a 1 for each document that fits
     for size in document_sizes(corpus.text()):

@@ -1,7 +1,7 @@
 # python train.py configs/shakespeare_small.py
 #
 # For a CPU and a little patience: 1,785,728 parameters, four epochs. Validation loss 1.409 (median of
-# 3 seeds, 1.407 to 1.411) after 7 minutes on 2 cores of an Intel Xeon without bfloat16, where
+# 3 seeds, 1.407 to 1.411) after 7.5 minutes on 2 cores of an Intel Xeon without bfloat16, where
 # nanoGPT's command for a CPU takes 93 seconds and ends at 1.886.
 # There is no on_cpu block: these settings are meant for a CPU.
 

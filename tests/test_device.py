@@ -49,7 +49,7 @@ def test_a_cpu_with_amx_generates_one_text_in_float32(monkeypatch):
 
 @pytest.mark.parametrize("device, flops", [("cpu", 1e12), ("cuda", 1e14), ("mps", 1e18)])
 def test_runs_that_compilation_would_make_longer_are_not_compiled(device, flops):
-    reason = "auto: takes longer to compile than it saves here"
+    reason = "auto: compiling would take longer than it saves in this run"
     assert pick_compile("auto", torch.device(device), flops) == (False, reason)
 
 

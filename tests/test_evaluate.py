@@ -10,6 +10,7 @@ from helpers import verses
 
 import evaluate
 from common.dataset import load_dataset
+from common.errors import UserError
 from evaluate import mean_loss
 from model import GPT, GPTConfig
 from prepare import prepare
@@ -130,6 +131,15 @@ def test_documents_and_their_text_give_the_same_result(folder, tiny, kind, capsy
     split, file = (evaluate.evaluate("out/tiny_best.pt", path, "cpu") for path in (None, "val.txt"))
     for figure in ("loss", "bits_per_byte", "tokens", "bytes"):
         assert split[figure] == file[figure]
+
+
+def test_a_text_of_separators_only_is_too_short(folder, tiny):
+    Path("lines.txt").write_text(verses(200))
+    prepare("lines_char", ["lines.txt"], separator="\n")
+    train(tiny(dataset="lines_char", max_steps=1, warmup_steps=0))
+    Path("blank.txt").write_text("\n\n\n")
+    with pytest.raises(UserError, match="blank.txt is too short"):
+        evaluate.evaluate("out/tiny_best.pt", "blank.txt", "cpu")
 
 
 def test_the_loss_of_a_trained_model_is_between_the_entropy_and_that_of_guessing(

@@ -208,7 +208,7 @@ def test_a_model_without_an_equivalent_is_refused(folder, capsys, changes, named
     save(build_model(**changes))
     before = contents(folder)
     assert run_export() == 1
-    assert f"transformers has no equivalent of {named};" in error_line(capsys)
+    assert f"no exported architecture has {named};" in error_line(capsys)
     assert contents(folder) == before
 
 
@@ -448,6 +448,7 @@ def test_an_empty_folder_stays_the_same_folder(folder):
     "path, text",
     [
         ("hf/notes.txt", "a file that is not ours, in an export"),
+        ("hf/onnx/model.onnx", "a folder that is not ours, in an export"),
         ("other/config.json", "{}"),
         ("other/config.json", "damaged"),
         ("other/config.json", "[]"),
@@ -459,7 +460,7 @@ def test_anything_else_is_not_replaced(folder, capsys, path, text):
     save(build_model())
     assert run_export() == 0
     path = Path(path)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     before = contents(folder)
     assert run_export(path.parts[0]) == 1

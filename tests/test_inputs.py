@@ -81,7 +81,7 @@ def test_virtual_environments_are_left_out(folder):
 def test_files_that_do_not_match_the_pattern_but_are_named_are_mentioned(folder, capsys):
     write(src__a_py="a", src__b_csv="b")
     assert texts("src/a.py", "src/b.csv", pattern="*.py") == ["a", "b"]
-    assert "chooses in folders only, so these are used: src/b.csv\n" in capsys.readouterr().out
+    assert "applies to folders only; these are used too: src/b.csv\n" in capsys.readouterr().out
 
 
 def test_an_encoding_is_not_suggested_for_a_file_that_is_mostly_utf8(folder):
@@ -222,7 +222,8 @@ def test_a_url_is_not_a_file(folder):
 def test_the_files_of_a_folder_that_do_not_match_are_counted(folder, capsys):
     write(texts__a_txt="a", texts__b_html="b", texts__c_html="c")
     texts("texts")
-    assert "texts: 1 of 3 files match *.txt or *.md (--pattern" in capsys.readouterr().out
+    message = "texts: 1 of 3 files match *.txt or *.md (choose others with --pattern)"
+    assert message in capsys.readouterr().out
     texts("texts", pattern="*")
     assert capsys.readouterr().out == ""
 

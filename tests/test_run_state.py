@@ -194,6 +194,17 @@ def test_a_full_disk_is_noticed_before_the_first_step(dataset, tiny, monkeypatch
     assert not LAST.exists()
 
 
+def test_a_full_disk_leaves_the_files_of_the_last_run_in_place(dataset, tiny, monkeypatch):
+    train(tiny())
+    train(tiny())
+    before = contents(Path("out"))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 0))
+    with pytest.raises(UserError, match="free disk space"):
+        train(tiny())
+    assert contents(Path("out")) == before
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "normuon"])
 def test_the_space_that_is_checked_is_what_the_checkpoints_take(
     dataset, tiny, monkeypatch, optimizer
