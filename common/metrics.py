@@ -174,7 +174,7 @@ class Metrics:
                     step,
                 )
         seconds = self.clock.seconds if seconds is None else seconds
-        row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(seconds, 3)}
+        row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(seconds, 6)}
         row |= values
         if self.file:
             self.file.write(json.dumps(row) + "\n")

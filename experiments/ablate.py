@@ -319,15 +319,19 @@ def flops_per_step(config: Config) -> float:
     return flops_per_token(replace(config, vocab_size=vocab_size)) * config.tokens_per_step
 
 
-def run_study(study: Study, base: Config, seeds: int, trainer: Trainer) -> list[dict]:
-    """The result of every run, with its arm and learning rate; trains only what is missing."""
+def run_study(
+    study: Study, base: Config, seeds: int, trainer: Trainer, folder: str = "out/ablate"
+) -> list[dict]:
+    """The result of every run, with its arm and learning rate; trains only those that `folder`
+    lacks.
+    """
     arms = {arm: arm_config(study, base, arm) for arm in study.arms}
 
     def run(points: list[tuple[str, float, int]], later: int = 0) -> dict[tuple, dict]:
         configs = {}
         for arm, rate, seed in points:
             config = replace(arms[arm], learning_rate=rate, seed=seed)
-            configs[arm, rate, seed] = in_run_folder(config, "out/ablate")
+            configs[arm, rate, seed] = in_run_folder(config, folder)
         return trainer(configs, later)
 
     if study.rates and study.search:
@@ -604,8 +608,10 @@ def main(argv: list[str]) -> None:
         f" steps do (standard deviation {PAIR_DEVIATION}); those of shorter runs differ more"
     )
     parallel = args.parallel or (os.cpu_count() if device.type == "cpu" else 1)
+    # training times can only be compared with those of the same study
+    folder = f"out/ablate_{args.study}" if study.timed else "out/ablate"
     with Trainer(parallel) as trainer:
-        rows = run_study(study, base, seeds, trainer)
+        rows = run_study(study, base, seeds, trainer, folder)
     write_rows(args.results / args.study / "runs.jsonl", rows)
     print(tables(study, rows))
     print(f"\npython -m experiments.report --results {args.results} writes a report")

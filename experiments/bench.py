@@ -40,7 +40,7 @@ import prepare
 from common import gguf
 from common.cli import Parser, command, whole_number
 from common.dataset import Dataset
-from common.device import has_bfloat16, pick_device, pick_weights_dtype, reuse_memory
+from common.device import autocast, pick_device, pick_dtype, pick_weights_dtype, reuse_memory
 from common.errors import UserError
 from common.files import ROOT, data_dir
 from common.gpt2 import optional_package
@@ -166,7 +166,7 @@ def nanogpt_training_rate(
 
 
 def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dict]:
-    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+    dtype, _ = pick_dtype("auto", device)
     precision = str(dtype).removeprefix("torch.")
     rows = []
     for shape, steps in TRAINED[device.type]:
@@ -318,12 +318,15 @@ def generation(
     config = model_config(SHAPES["10.65M"])
     ours = GPT(config).to(device).eval()
     theirs = build_nanogpt(nanogpt, config).to(device).eval() if nanogpt else None
+    # nanoGPT's sample.py uses autocast, but on a GPU only
+    their_dtype = pick_dtype("auto", device)[0] if device.type == "cuda" else torch.float32
 
     @torch.no_grad()
     def rate(model: torch.nn.Module, samples: int, length: int = tokens) -> float:
         """Generated tokens per second."""
         idx = torch.zeros(samples, 1, dtype=torch.long, device=device)
-        return samples * length / time_call(lambda: model.generate(idx, length), device)
+        with autocast(device, their_dtype if model is theirs else torch.float32):
+            return samples * length / time_call(lambda: model.generate(idx, length), device)
 
     rows = []
     for samples in (1, 10):
@@ -332,7 +335,7 @@ def generation(
         if nanogpt:  # its sample.py generates one text after another
             contestants["nanogpt"] = partial(rate, theirs, 1)
         for run in contestants.values():
-            run(length=2)  # warmup
+            run(length=8)  # warmup; a GPU also records its graph
         what = f"generation, 10.65M parameters, {samples} at once, {tokens} tokens each"
         what += f", weights in {str(dtype).removeprefix('torch.')}"
         rows.append({"what": what, "unit": "tokens/s", **alternate(contestants, rounds)})

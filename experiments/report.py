@@ -12,6 +12,7 @@ import os
 import re
 import statistics
 import urllib.parse
+from dataclasses import fields
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -37,11 +38,17 @@ Values = dict[str, str | Figure]  # texts by name; figures by the name of their 
 # the values of each part
 
 
+def config_of(run: dict) -> Config:
+    """The settings of a measured run, without those that no longer exist."""
+    known = {field.name for field in fields(Config)}
+    return Config(**{name: value for name, value in run["config"].items() if name in known})
+
+
 def trained_values(folder: Path) -> Values:
     """What was trained: the checkpoints measured by experiments.questions. The first one leads."""
     runs, lines, memorized = read_json(folder / "runs.json"), [], []
     for run in runs:
-        config, corpus = Config(**run["config"]), run["train"]["tokens"]
+        config, corpus = config_of(run), run["train"]["tokens"]
         tokens = run["step"] * config.tokens_per_step
         epochs = tokens / corpus
         line = {
@@ -65,7 +72,7 @@ def trained_values(folder: Path) -> Values:
             memorized.append(line)
 
     # the first run in detail
-    run, config = runs[0], Config(**runs[0]["config"])
+    run, config = runs[0], config_of(runs[0])
     rows = read_metrics(folder / f"{config.run_name}_metrics.jsonl")
     if "sample" in rows[-1]:
         rows[-1]["step"] = run["step"]  # a finished run ends with a sample of its best model

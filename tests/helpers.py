@@ -2,12 +2,14 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from common import checkpoint
@@ -119,6 +121,10 @@ def same(a: dict, b: dict) -> bool:
     """Whether two models have the same weights, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler"
+)
 
 # files
 

@@ -141,7 +141,7 @@ def test_the_recipe_changes_one_thing_at_equal_tokens(monkeypatch):
     assert {config.max_steps * config.tokens_per_step for config in configs} == {500 * 2048}
 
 
-def test_the_study_long_trains_shakespeare_small_at_full_length(monkeypatch):
+def test_the_study_long_trains_shakespeare_small_for_six_epochs(monkeypatch):
     monkeypatch.chdir(ROOT)
     study = STUDIES["long"]
     base = ablate.base_config(study, torch.device("cpu"))
@@ -150,6 +150,7 @@ def test_the_study_long_trains_shakespeare_small_at_full_length(monkeypatch):
     assert len(set(configs)) == len(study.arms)  # all differ
     epoch = 1_003_854 / base.tokens_per_step  # of Shakespeare's training text
     assert configs[0].eval_interval == pytest.approx(epoch, rel=0.02)
+    assert base.max_steps == pytest.approx(6 * epoch, rel=0.01)
 
 
 def synthetic_rows(study: Study, higher: str) -> list[dict]:

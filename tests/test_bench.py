@@ -9,6 +9,7 @@ from helpers import ROOT, TINY, verses
 
 from config import Config
 from experiments import bench
+from experiments.runs import write_rows
 from model import flops_per_token
 from prepare import prepare
 
@@ -82,13 +83,30 @@ def test_training_rates_come_from_what_both_programs_report(nanogpt):
     assert rate == pytest.approx(2 * 8 / 0.1)  # the first steps don't count
 
 
+def test_our_rate_is_that_of_the_metrics_without_the_first_steps(folder, monkeypatch):
+    def train(line, variables):
+        seconds = [5.0, 10.0, 15.0, 20.0, *(20 + 0.0025 * i for i in range(1, 9))]
+        rows = [
+            {"step": i, "tokens": 16 * i, "seconds": at, "train/loss": 4.0}
+            for i, at in enumerate(seconds)
+        ]
+        write_rows(Path(line[-1].removeprefix("--out_dir="), "run_metrics.jsonl"), rows)
+
+    monkeypatch.setattr(bench, "run_python", train)
+    assert bench.our_training_rate(SHAPE, 12) == pytest.approx(16 / 0.0025)
+
+
 def test_training_compares_rates_with_the_peak(nanogpt, monkeypatch):
     monkeypatch.setattr(bench, "peak_flops", lambda dtype, device: 1e12)
-    monkeypatch.setattr(bench, "our_training_rate", lambda settings, steps: 5000.0)
+
+    def rate(settings, steps):
+        return 5000.0 if settings.get("compile") else 4000.0
+
+    monkeypatch.setattr(bench, "our_training_rate", rate)
     arguments = ["training", "--device=cpu", "--rounds=1", "--results=.", "--nanogpt=nanogpt"]
     assert bench.main(arguments) == 0
     compiled, eager, fraction, product = read_results("training")
-    assert compiled["ours"] == eager["ours"] == [5000]
+    assert (compiled["ours"], eager["ours"]) == ([5000], [4000])
     assert compiled["nanogpt"] == eager["nanogpt"] == [pytest.approx(2 * 8 / 0.1)]
     assert product["ours"] == [1000]
     flops = flops_per_token(bench.model_config(SHAPE))

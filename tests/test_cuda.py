@@ -7,20 +7,24 @@ import pytest
 import torch
 
 import model
+from common.device import compile_model
 from config import Config
 from model import GPT, GPTConfig, Graph
-from train import Run
+from train import Run, objective_and_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 SMALL = {"vocab_size": 50, "n_layers": 2, "n_heads": 2, "d_model": 64, "block_size": 32}
 
 
-def losses_and_norms(graph: Graph | None, **settings) -> list[list[float]]:
+def losses_and_norms(graph: Graph | None, compiled: bool, **settings) -> list[list[float]]:
     """Of ten steps on random tokens, with or without a graph."""
     config = Config(dataset="random", max_steps=10, warmup_steps=2, **SMALL, **settings)
     ids = np.random.default_rng(0).integers(50, size=5000).astype(np.uint16)
     run = Run(config, SimpleNamespace(train=ids), torch.device("cuda", 0), torch.bfloat16)
     run.graph = graph
+    if compiled:
+        run.wrapped_model = compile_model(run.model)
+        run.objective_and_loss = torch.compile(objective_and_loss)
     return [torch.stack(run.update(step)).tolist() for step in range(10)]
 
 
@@ -30,9 +34,15 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_training_steps_are_the_same(settings):
-    recorded, expected = losses_and_norms(Graph(), **settings), losses_and_norms(None, **settings)
+def test_training_steps_are_the_same(settings, compiled):
+    settings = settings | {"compiled": compiled, "learning_rate": 1e-2}
+    graph = Graph()
+    recorded, expected = losses_and_norms(graph, **settings), losses_and_norms(None, **settings)
+    assert graph.graph is not None
     assert np.allclose(recorded, expected, rtol=0.01)  # the learning rate is rounded to float32
 
 
@@ -48,6 +58,11 @@ def test_generated_tokens_are_the_same(conv_width, sampling, monkeypatch):
         generator = torch.Generator("cuda").manual_seed(0)
         return gpt.generate(start, 80, generator=generator, **sampling)
 
+    recordings, record = [], torch.cuda.graph
+    monkeypatch.setattr(
+        torch.cuda, "graph", lambda graph: recordings.append(graph) or record(graph)
+    )
     recorded = generate()  # more tokens than the context has
+    assert len(recordings) == 1
     monkeypatch.setattr(model.Graph, "EAGER_CALLS", 10**9)
     assert torch.equal(recorded, generate())

@@ -176,7 +176,7 @@ def test_plot_expands_wildcards(template, monkeypatch, tmp_path):
     assert out.exists()
 
 
-def test_an_unknown_prompt_character_gets_a_short_error(capsys):
+def test_an_unknown_prompt_character_gets_a_short_error():
     tokenizer = CharTokenizer("".join(map(chr, range(0x4E00, 0x9EF0))))
     with pytest.raises(sample.UserError) as error:
         sample.encode_prompt("x", tokenizer)

@@ -26,7 +26,7 @@ def quick(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
 
 
-def fetch(answer, path, sha256=SHA256, retries=3, timeout=(1, 0.3)):
+def fetch(answer, path, sha256=SHA256, retries=3, timeout=(5, 5)):
     """Downloads from a server that answers the n-th request (from 1) with answer(n, request)."""
     count = 0
 
@@ -148,8 +148,9 @@ def test_a_server_that_stalls_is_retried(tmp_path):
         else:
             reply(request, BODY)
 
-    assert fetch(answer, tmp_path / "file").read_bytes() == BODY
-    silent = refused(lambda n, request: time.sleep(0.6), tmp_path / "other", retries=1)
+    quick = {"timeout": (5, 0.3)}
+    assert fetch(answer, tmp_path / "file", **quick).read_bytes() == BODY
+    silent = refused(lambda n, request: time.sleep(0.6), tmp_path / "other", retries=1, **quick)
     assert "no answer in time" in silent
 
 

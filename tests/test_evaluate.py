@@ -118,7 +118,7 @@ def test_the_validation_split_and_its_text_give_the_same_result(folder, tiny, ca
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe260"])
-def test_documents_and_their_text_give_the_same_result(folder, tiny, kind, capsys):
+def test_documents_and_their_text_give_the_same_result(folder, tiny, kind):
     parts = [verses(20, seed) for seed in range(30)]
     Path("texts.txt").write_text("<|endoftext|>".join(parts))
     name = f"texts_{kind}"

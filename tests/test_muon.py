@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from common import muon
 from common.muon import Muon, orthogonalize
 
 
@@ -8,8 +9,10 @@ def random_matrix(shape: tuple, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("shape", [(16, 16), (12, 40), (40, 12)])
-def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+def test_orthogonalized_matrices_have_singular_values_near_one(shape, bfloat16, monkeypatch):
+    monkeypatch.setattr(muon, "has_bfloat16", lambda device: bfloat16)
     matrix = random_matrix(shape, 0)
     orthogonal = orthogonalize(matrix[None])[0]
     values = torch.linalg.svdvals(orthogonal)

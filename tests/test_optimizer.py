@@ -97,15 +97,29 @@ def test_only_matrices_decay(tiny, optimizer):
         assert decays[id(parameter)] == (0.5 if matrix else 0.0), name
 
 
-def test_muon_updates_the_matrices_of_the_blocks_and_nothing_else(tiny):
-    config = tiny(optimizer="muon", vocab_size=10, momentum=0.8)
+@pytest.mark.parametrize("optimizer, beta2", [("muon", None), ("normuon", 0.9)])
+def test_muon_updates_the_matrices_of_the_blocks_and_nothing_else(tiny, optimizer, beta2):
+    config = tiny(optimizer=optimizer, vocab_size=10, momentum=0.8, beta2=0.9)
     model = GPT(config)
     muon, _ = make_optimizers(model, config)
-    assert {group["momentum"] for group in muon.param_groups} == {0.8}
+    assert {(group["momentum"], group["beta2"]) for group in muon.param_groups} == {(0.8, beta2)}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     updated = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     modules = ("attn.qkv", "attn.out", "mlp.up", "mlp.down")
     assert updated == {f"blocks.{i}.{module}.weight" for i in range(2) for module in modules}
+
+
+@pytest.mark.parametrize("optimizer", SETTINGS["optimizer"].choices)
+def test_a_learning_rate_in_a_tensor_makes_the_same_steps(make_run, optimizer):
+    """As in a CUDA graph, for which a plain call stands in here."""
+    plain, recorded = make_run(optimizer=optimizer), make_run(optimizer=optimizer)
+    recorded.graph = lambda function, *tensors: function(*tensors)
+    before = parameters(plain.model)
+    for step in range(3):
+        plain.update(step)
+        recorded.update(step)
+    assert close(parameters(plain.model), parameters(recorded.model), atol=1e-5)
+    assert not close(parameters(plain.model), before, atol=1e-3)
 
 
 # one optimizer step

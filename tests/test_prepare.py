@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, verses
+from helpers import ROOT, contents, verses
 from server import reply, serve
 
 import prepare
@@ -16,10 +16,6 @@ from common import files, survey
 from common.dataset import load_dataset
 from common.errors import UserError
 from data import END, Corpus, documents
-
-
-def contents(folder: Path) -> dict:
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def decoded(name: str) -> tuple[str, str]:
@@ -328,7 +324,7 @@ def test_inputs_are_added_to_python_and_replace_any_other_corpus(
     assert sorted(decoded(name)) == texts
 
 
-def test_the_tokenizer_of_another_dataset(dataset, capsys):
+def test_the_tokenizer_of_another_dataset(dataset):
     Path("few.txt").write_text("a fool sees a fool.\n" * 20)
     prepare.prepare("few_char", ["few.txt"], tokenizer_of="verses_char")
     few = load_dataset("few_char")

@@ -254,3 +254,7 @@ def test_every_committed_figure_is_shown():
     for figure in (ROOT / SHIPPED).rglob("*.png"):
         name = figure.relative_to(ROOT).as_posix()
         assert any(name in text for text in texts), name
+
+
+def test_a_setting_that_no_longer_exists_is_ignored():
+    assert report.config_of({"config": {"seed": 2, "gone": 1}}).seed == 2

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import arguments, same, stop_at, timeless, trained_steps, verses, weights
+from helpers import (
+    NEEDS_COMPILER,
+    arguments,
+    same,
+    stop_at,
+    timeless,
+    trained_steps,
+    verses,
+    weights,
+)
 
 from common import checkpoint
 from common.errors import UserError
@@ -24,7 +33,10 @@ LAST, BEST, METRICS = "out/tiny_last.pt", "out/tiny_best.pt", "out/tiny_metrics.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
-    [{"optimizer": "normuon", "ema_decay": 0.9, "batch_order": "random"}, {"compile": True}],
+    [
+        {"optimizer": "normuon", "ema_decay": 0.9, "batch_order": "random"},
+        pytest.param({"compile": True}, marks=NEEDS_COMPILER),
+    ],
     ids=str,
 )
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(

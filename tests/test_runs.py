@@ -90,8 +90,9 @@ def test_a_signal_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, 
         if when == "they start":
             process.stderr.read(1)  # the progress line appears before them
             time.sleep(0.5)
+        deadline = time.monotonic() + 120
         while when == "they train" and not all(path.exists() for path in saved[:2]):
-            assert process.poll() is None
+            assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         if signal_name == "Ctrl-C":  # a terminal's reaches all processes
             os.killpg(process.pid, signal.SIGINT)
