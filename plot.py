@@ -96,7 +96,7 @@ def curves(runs: dict[str, list[dict]], x: str = "step"):
                 axis.plot(xs, ys, color=color, alpha=0.25, linewidth=0.7)
                 axis.plot(xs, smooth(ys), color=color, linestyle=line, linewidth=1.2, label=f"{i}")
         xs, ys = series(rows, "val/loss", x)
-        if len(xs) and 0 in series(rows, "val/loss")[0]:  # step 0: a line would look like a gap
+        if len(xs) and 0 in series(rows, "val/loss")[0]:  # step 0 is only a dot, without a line
             xs, ys = np.insert(xs, 1, np.nan), np.insert(ys, 1, np.nan)
         axes[0].plot(xs, ys, color=color, **VALIDATION)
 
