@@ -19,6 +19,7 @@ from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
 from common.files import data_dir, read_text
 from common.gpt2 import load_model
+from common.inputs import divided
 from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
@@ -90,15 +91,16 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
             note = "note: the text has carriage returns (line ends of Windows): remove them with"
             note += " dos2unix, unless the training text had them"
             print(note, file=sys.stderr)
+        documents = [text]
+        if tokenizer.separator and tokenizer.separator in text:
+            documents = divided(text, tokenizer.separator) or [""]
         try:
-            tokens = tokenizer.encode_separated(text)
+            tokens = tokenizer.encode_documents(documents)
         except UnknownCharacters as error:
             raise UserError(
                 f"{text_path} has {error}; remove them, or use a model with byte or BPE tokens"
             ) from None
-        if tokenizer.separator:  # as in a dataset, only the bytes of documents count
-            text = text.replace(tokenizer.separator, "")
-        n_bytes = len(text.encode("utf-8"))
+        n_bytes = sum(len(document.encode("utf-8")) for document in documents)
     elif isinstance(saved, Checkpoint):
         dataset = load_dataset(config.dataset)
         if dataset.fingerprint != saved.dataset_fingerprint:

@@ -5,6 +5,7 @@ python plot.py out/*_metrics.jsonl [--x tokens] [--out curves.png]
 
 import gc
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def sentence(name: str, rows: list[dict]) -> str:
 
 def run_names(paths: list[Path]) -> list[str]:
     """The names of the runs, with the folder if two runs have the same name."""
-    names = [path.name.removesuffix("_metrics.jsonl") for path in paths]
+    names = [re.sub(r"_metrics(\.prev)?\.jsonl$", r"\1", path.name) for path in paths]
     names = [
         str(path.parent / name) if names.count(name) > 1 else name
         for path, name in zip(paths, names)

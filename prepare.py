@@ -1,4 +1,4 @@
-"""A corpus -> data/<dataset>/{train.bin, val.bin, meta.json}.
+"""Turns a corpus into a dataset: data/<dataset>/{train.bin, val.bin, meta.json}.
 
 python prepare.py shakespeare_char               one of the corpora in data/
 python prepare.py python_bpe4096                 with a vocabulary of 4,096 tokens, trained on it
@@ -31,13 +31,13 @@ from common.inputs import read_inputs
 from common.survey import (
     CHANGED,
     LEFT_OUT,
-    NUL,
     TRAIN,
     VAL,
     Survey,
     adapt,
     assign,
     limited,
+    numbered,
     sha256_of,
     split,
     survey,
@@ -46,6 +46,7 @@ from common.survey import (
 from common.tokenizer import (
     END_OF_TEXT,
     KINDS,
+    NUL,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -100,12 +101,12 @@ def find_corpus(
     """
     module = importlib.import_module(f"data.{name}") if name in corpora() else None
     load = getattr(module, "load", None)  # none: a script of the user's
-    known = inspect.signature(load).parameters if load else {}
-    own = inspect.signature(read_inputs).parameters
-    if not inputs and (lonely := sorted(options.keys() & own.keys())):
-        raise UserError(f"--{lonely[0]} needs --input", status=2)
-    if inputs and "inputs" not in known:
-        if unknown := sorted(options.keys() - own.keys()):
+    of_corpus = inspect.signature(load).parameters if load else {}
+    of_inputs = inspect.signature(read_inputs).parameters
+    if not inputs and (unused := sorted(options.keys() & of_inputs.keys())):
+        raise UserError(f"--{unused[0]} needs --input", status=2)
+    if inputs and "inputs" not in of_corpus:
+        if unknown := sorted(options.keys() - of_inputs.keys()):
             raise UserError(f"--{unknown[0]} can't be combined with --input", status=2)
         if load:
             print(f"note: using --input instead of the built-in corpus {name}")
@@ -116,10 +117,10 @@ def find_corpus(
             f" {command_for('prepare.py')} {name}_{kind} --input FILE",
             2,
         )
-    if unknown := sorted(options.keys() - known.keys()):
+    if unknown := sorted(options.keys() - of_corpus.keys()):
         raise UserError(f"the corpus {name} has no option --{unknown[0]}", status=2)
     given = {"inputs": inputs, "limit": limit}
-    options = options | {key: value for key, value in given.items() if value and key in known}
+    options = options | {key: value for key, value in given.items() if value and key in of_corpus}
     return load(data_dir() / "downloads", **options)
 
 
@@ -242,19 +243,26 @@ def reuse_tokenizer(
     """The tokenizer `other` of a dataset, for text with this separator, or without one if None.
 
     given: the user asked for this one; otherwise that of `other` takes its place. blank_line: goes
-    between documents that have no separator. Raises UserError if the tokenizer lacks a character
-    that goes between documents.
+    between documents that have no separator. Raises UserError if the tokenizer lacks the newline.
     """
-    if separator and isinstance(other, BPETokenizer):
-        separator = END_OF_TEXT
-    elif separator and not given:
-        knows_nul = other.kind == "byte" or NUL in other.characters
-        separator = other.separator or (NUL if knows_nul else None)
     if other.kind != "char":
+        if isinstance(other, BPETokenizer):
+            separator = separator and END_OF_TEXT
+        elif not given:
+            separator = separator and (other.separator or NUL)
         return from_dict(other.to_dict() | {"separator": separator})
-    if unknown := set(separator or blank_line) - set(other.characters):
-        characters = "".join(sorted(unknown))
-        raise UserError(f"{dataset}'s tokenizer does not know the separator's {characters!r}")
+    known = set(other.characters)
+    if separator and not (given and set(separator) <= known):
+        instead = other.separator or (NUL if NUL in known else None)
+        if given:
+            mark = repr(instead) if instead else "a blank line"
+            print(f"note: {dataset} does not know all of {separator!r}: {mark} takes its place")
+        separator = instead
+    if not separator and not set(blank_line) <= known:
+        raise UserError(
+            f"{dataset}'s tokenizer has no newline to put between documents: prepare both datasets"
+            " with bytes (..._byte)"
+        )
     return CharTokenizer(other.characters, separator)
 
 
@@ -329,10 +337,10 @@ def make_dataset(
     assignment = assign(found, val_fraction)
     documents = int((assignment != LEFT_OUT).sum())
 
-    noun = "document" if documents == 1 else "documents"
+    sizes, noun = np.array(found.sizes), "document" if documents == 1 else "documents"
     too_few = (
-        f"{sum(found.sizes):,} characters in {documents:,} {noun} are too few for a training and a"
-        f" validation part (val_fraction {val_fraction:g})"
+        f"{sizes[assignment != LEFT_OUT].sum():,} characters in {documents:,} {noun} are too few"
+        f" for a training and a validation part (val_fraction {val_fraction:g})"
     )
     if not documents:
         raise UserError(too_few)
@@ -346,11 +354,16 @@ def make_dataset(
         tokenizer = reuse_tokenizer(other, tokenizer_of, between, given, blank_line)
     elif size := trained_size(kind):
         pieces = split(corpus, found, assignment, val_fraction)
-        tokenizer = train_tokenizer(size, training_sample(pieces, sum(found.sizes)), between)
+        fraction = 1 - val_fraction if documents == 1 else 1  # of what is not whole documents
+        sample = training_sample(pieces, fraction * sizes[assignment == TRAIN].sum())
+        tokenizer = train_tokenizer(size, sample, between)
     else:
         characters = found.vocabulary + ("" if between else blank_line)
         tokenizer = make_tokenizer(kind, characters, between)
-    if (end := tokenizer.separator) and end in list(found.vocabulary):
+    # a separator that was given has divided the text, and BPE's is no text
+    end = None if isinstance(tokenizer, BPETokenizer) else tokenizer.separator
+    possible = end and end != separator and set(end) <= set(found.vocabulary)
+    if possible and any(end in piece for _, _, piece in numbered(*corpus.texts())):
         print(f"warning: {end!r} is in the text, and stands for the end of a document here")
 
     # second pass: its tokens, in a new folder
@@ -428,7 +441,9 @@ def report(folder: Path, meta: dict, found: Survey, tokenizer: Tokenizer) -> Non
         f" characters: {found.vocabulary[:100]!r}{more}"
     )
     if "\r" in found.vocabulary:
-        print("  the text keeps its carriage returns (line ends of Windows); dos2unix removes them")
+        print(
+            "  the text keeps its carriage returns; in line ends of Windows, dos2unix removes them"
+        )
     if isinstance(tokenizer, TrainedBPETokenizer):
         describe_vocabulary(folder, tokenizer)
     print(f"  sha256 of the text: {meta['sha256']}")
@@ -442,7 +457,8 @@ def describe_vocabulary(folder: Path, tokenizer: TrainedBPETokenizer) -> None:
     ids, counts = np.memmap(folder / "train.bin", "<u2", "r"), 0
     for start in range(0, len(ids), 1 << 20):
         counts += np.bincount(ids[start : start + (1 << 20)], minlength=tokenizer.vocab_size)
-    frequent = [tokenizer.to_bytes([i]) for i in np.argsort(-counts, kind="stable")[:15]]
+    most = np.argsort(-counts, kind="stable")[:15]
+    frequent = [tokenizer.to_bytes([i]) for i in most if counts[i]]
     # not rows of spaces and dashes, which would be the longest
     words = [t for t in tokenizer.tokens if t.decode("utf-8", "replace").strip(" _").isidentifier()]
     longest = sorted(words, key=len, reverse=True)[:8]

@@ -35,8 +35,10 @@ def probability(text: str) -> float:
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """The prompt's ids, or those that a text without a prompt starts from. Raises UserError."""
+    text = known_line_ends(text, tokenizer)
     try:
-        ids = tokenizer.encode_separated(known_line_ends(text, tokenizer))
+        documents = text.split(tokenizer.separator) if tokenizer.separator else [text]
+        ids = tokenizer.encode_documents(documents)
         return ids.tolist() or tokenizer.start_ids
     except UnicodeEncodeError:
         raise UserError("the prompt is not valid UTF-8", status=2) from None

@@ -54,11 +54,11 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
         if file or not {"run_name", "resume"} <= given.keys():
             raise
         values, on_cpu = {}, {}  # the run has its settings: it does not need the default file
-    chosen_for_fine_tuning = {*given, *(values if "init_from" in values else ())}
     early = make_config({name: v for name, v in (values | given).items() if name in SOURCES})
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
         on_cpu = {}
+    chosen_for_fine_tuning = {*given, *([*values, *on_cpu] if "init_from" in values else [])}
 
     # an interrupted run: its own settings, overridden by the command line only
     last = early.path("last.pt")

@@ -1,5 +1,6 @@
 """Byte-pair encodings (Sennrich et al., 2016, arXiv:1508.07909) trained on the bytes of a text."""
 
+import re
 from collections.abc import Sequence
 
 # GPT-2's: tokens stay within the parts of a text that this matches. llama.cpp knows only the
@@ -7,6 +8,8 @@ from collections.abc import Sequence
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BYTES = [bytes([b]) for b in range(0xF5) if b not in (0xC0, 0xC1)]  # all that occur in UTF-8
 LONGEST_TOKEN = 128  # bytes
+# a text, cut in words of 1,000 characters: the time of training grows with their squared length
+PARTS = re.compile(r".*?(?:\S{1000}|\s{1000})|.+", re.DOTALL)
 
 
 def byte_symbols() -> list[str]:
@@ -36,7 +39,8 @@ def train(texts: Sequence[str], n_tokens: int) -> list[bytes]:
         max_token_length=LONGEST_TOKEN,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    parts = (part for text in texts for part in PARTS.findall(text))
+    tokenizer.train_from_iterator(parts, trainer)
     ids = tokenizer.get_vocab()
     to_byte = {symbol: byte for byte, symbol in enumerate(symbols)}
     tokens = [bytes(map(to_byte.get, token)) for token in sorted(ids, key=ids.get)]

@@ -51,6 +51,8 @@ class SavedModel:
         except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             reason = one_line(error)
             raise UserError(f"the checkpoint doesn't fit this version: {reason}") from None
+        if not all(weight.isfinite().all() for weight in model.parameters()):
+            raise UserError("the checkpoint is unusable: its run diverged (its weights are nan)")
         return model.to(device).eval(), tokenizer
 
 

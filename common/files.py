@@ -86,7 +86,8 @@ def find_in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
     for where, folders, names in walk(folder):
         real = Path(where).resolve()
-        if real in visited or "pyvenv.cfg" in names:
+        environment = "pyvenv.cfg" in names and Path(where) != folder
+        if real in visited or environment:
             folders.clear()
             continue
         visited.add(real)

@@ -23,6 +23,7 @@ from common.files import (
     matches,
     read_pieces,
 )
+from common.tokenizer import NUL
 from data import END, Corpus, Text, documents
 
 LONG_DOCUMENT = 1 << 20  # characters; longer ones are passed on in pieces
@@ -226,6 +227,18 @@ def divide(pieces: Iterable[str], separator: str) -> Text:
             yield rest[:end] if begun else rest[:end].lstrip("\r\n")
             rest, begun = rest[end:], True
     yield trim(rest, begun)
+
+
+def divided(text: str, separator: str) -> list[str]:
+    """The documents of a text with separators, without empty ones, as `prepare.py` makes them.
+
+    A NUL stands between whole files, which keep the newlines at their ends.
+    """
+    joined = text
+    if separator != NUL:
+        pieces = divide([text], separator)
+        joined = "".join(separator if piece is END else piece for piece in pieces)
+    return [document for document in joined.split(separator) if document]
 
 
 def trim(document: str, begun: bool) -> str:

@@ -50,15 +50,12 @@ def prepare_folder(run) -> None:
     check_not_running(run.config.path("metrics.jsonl"))
     check_disk_space(run)
     if not run.config.resume:
-        make_room(run.config)
+        refuse_unfinished(run.config.path("last.pt"))
+        keep_earlier_run(run.config)
 
 
-def make_room(config: Config) -> None:
-    """Keeps the files of an earlier run of this name, as <run_name>_best.prev.pt and so on.
-
-    Raises UserError if that run is not finished.
-    """
-    last, best, metrics = map(config.path, ("last.pt", "best.pt", "metrics.jsonl"))
+def refuse_unfinished(last: Path) -> None:
+    """Raises UserError if a run of this name was stopped; it could no longer be resumed."""
     state = checkpoint.peek(last)
     if last.exists() and not state:
         raise UserError(
@@ -73,15 +70,23 @@ def make_room(config: Config) -> None:
             " --run_name, or delete it",
             status=2,
         )
+
+
+def keep_earlier_run(config: Config) -> None:
+    """Renames the files of a finished run of this name to <run_name>_best.prev.pt and so on.
+
+    Those of a longer run stay there. Raises UserError if this run starts from a file that would be
+    lost.
+    """
+    best, last, metrics, _ = paths = [config.path(name) for name in FILES]
+    state = checkpoint.peek(last)
     recorded = metrics.exists() and metrics.stat().st_size > 0
     if state.get("step") == 0 or not (state or best.exists() or recorded):
         return  # nothing worth keeping, and no reason to replace what an earlier run has kept
-    places = {
-        path: path.with_name(f"{path.stem}.prev{path.suffix}") for path in map(config.path, FILES)
-    }
+    places = {path: path.with_name(f"{path.stem}.prev{path.suffix}") for path in paths}
     kept = {path: new for path, new in places.items() if path.exists()}
     reached, longest = steps_of(last, best), steps_of(places[last], places[best])
-    lost = kept if reached < longest else kept.values()
+    lost = kept if reached < longest else places.values()
     start = Path(os.path.expanduser(config.init_from or "")).resolve()
     if start in map(Path.resolve, lost):
         raise UserError(
@@ -95,11 +100,12 @@ def make_room(config: Config) -> None:
             f" {config.path('*.prev.*')} are from a longer one, of {longest:,} steps"
         )
         return
-    replaced = any(new.exists() for new in places.values())
+    begun = run_ids(last, best) & run_ids(places[last], places[best])  # a kill stopped the renaming
+    replaced = not begun and any(new.exists() for new in places.values())
     for path, new in places.items():
         if path in kept:
             os.replace(path, new)
-        else:
+        elif not begun:
             new.unlink(missing_ok=True)  # of another run than those that are kept now
     note = ", replacing those of the run before it" if replaced else ""
     print(f"kept the files of an earlier run as {config.path('*.prev.*')}{note}")
@@ -108,6 +114,11 @@ def make_room(config: Config) -> None:
 def steps_of(*checkpoints: Path) -> int:
     """The largest step of the checkpoints that exist; 0 if none does."""
     return max(checkpoint.peek(path).get("step", 0) for path in checkpoints)
+
+
+def run_ids(*checkpoints: Path) -> set[str]:
+    """The runs that the checkpoints belong to, of those that exist."""
+    return {state["run_id"] for path in checkpoints if (state := checkpoint.peek(path))}
 
 
 def finished(state: dict) -> bool:
@@ -139,8 +150,8 @@ def check_disk_space(run) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder} has {free / 1e6:,.0f} MB of free disk space, but the checkpoints of this run"
-            f" need {needed / 1e6:,.0f} MB: free some or choose another --out_dir"
+            f"{folder} has {free / 1e6:,.1f} MB of free disk space, but the checkpoints of this run"
+            f" need {needed / 1e6:,.1f} MB: free some or choose another --out_dir"
         )
 
 

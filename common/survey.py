@@ -17,6 +17,7 @@ from common.files import BLOCK_BYTES, cut
 from common.tokenizer import (
     CODE_POINTS,
     END_OF_TEXT,
+    NUL,
     Tokenizer,
     UnknownCharacters,
     code_points,
@@ -29,7 +30,6 @@ TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indic
 SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
 SAMPLE_WORD_BYTES = 3_000_000  # of distinct words in them: training needs 130 times this memory
 WORD = re.compile(r"\s+|[!-/:-@[-`{-~]+|[^\s!-/:-@[-`{-~]+")  # much like common.bpe.PATTERN
-NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 MOST_LOST = 0.1  # fraction of a text that --replace_unknown may leave out
 SURROGATES = "the text has unpaired surrogates: check --encoding"
 CHANGED = "the text has changed while it was being read: try again"
@@ -186,13 +186,18 @@ def survey(corpus: Corpus) -> Survey:
         )
     if seen[0x80:0xA0].any():
         warnings.append(
-            "the text has control characters between \\x80 and \\x9f: if it comes from Windows, use"
-            " --encoding cp1252"
+            "the text has control characters between \\x80 and \\x9f: if it is text of Windows that"
+            " was read as Latin-1, use --encoding cp1252"
         )
     if seen[0xFEFF]:
         warnings.append(
             "the text has byte order marks (U+FEFF), as joined files do: remove them, or give the"
             " files one by one"
+        )
+    if seen[0xFFFD]:
+        warnings.append(
+            "the text has replacement characters (U+FFFD): something could not be decoded, here or"
+            " when the text was made"
         )
     if licenses:
         warnings.append(
@@ -207,7 +212,7 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
     """TRAIN, VAL or LEFT_OUT for each document; prints what the user should know about it.
 
     Of equal documents only the first is used. With a fixed seed, whole documents are chosen for
-    validation whose size together is as near to val_fraction of the text as they allow.
+    validation whose size together is near val_fraction of the text.
     """
     sizes = np.array(found.sizes, dtype=np.int64)
     assignment = np.full(len(sizes), TRAIN, dtype=np.uint8)
@@ -278,7 +283,7 @@ def training_sample(pieces: Iterable[tuple[str, int, str]], characters: int) -> 
     """Parts of the training text to train a vocabulary on, chosen with a fixed seed.
 
     They have about SAMPLE_CHARACTERS (all of a smaller text), or fewer if their different words
-    would be more than SAMPLE_WORD_BYTES. pieces: from `split`; characters: of the whole text.
+    would be more than SAMPLE_WORD_BYTES. pieces: from `split`; characters: of the training text.
     """
     rng, fraction = random.Random(SPLIT_SEED), SAMPLE_CHARACTERS / characters
     chosen = []

@@ -20,7 +20,8 @@ from common.errors import listed
 from common.files import data_dir
 
 CODE_POINTS = 0x110000  # of Unicode
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"  # between documents of BPE tokens
+NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 UNKNOWN, UNKNOWN_BYTE = 0xFFFFFFFF, 0xFF
 
 
@@ -49,10 +50,6 @@ class Tokenizer:
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
         """ids of texts with the separator between them, or a blank line if there is none."""
         return self.encode((self.separator or "\n\n").join(texts))
-
-    def encode_separated(self, text: str) -> np.ndarray:
-        """ids of a text in which the separator, if there is one, stands between documents."""
-        return self.encode_documents(text.split(self.separator) if self.separator else [text])
 
 
 class CharTokenizer(Tokenizer):

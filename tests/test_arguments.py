@@ -192,6 +192,8 @@ def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run,
     assert config.learning_rate == 1e-2
     path = config_file(f"init_from = {BEST!r}\nlearning_rate = 1e-4\n")
     assert load_config([path])[0].learning_rate == 1e-4
+    path = config_file(f"init_from = {BEST!r}\non_cpu = dict(learning_rate=2e-4)\n")
+    assert load_config([path, "--device=cpu"])[0].learning_rate == 2e-4
 
 
 def test_fine_tuning_has_no_strong_weight_decay_unless_it_is_asked_for(finished_run, config_file):

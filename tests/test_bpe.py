@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import sysconfig
@@ -70,6 +71,13 @@ def test_training_is_deterministic(tmp_path):
 
 def test_tokens_have_at_most_128_bytes():
     assert 64 < max(map(len, bpe.train(["-" * 10_000 + "\n"] * 3, 1000))) <= 128
+
+
+def test_long_words_are_cut_for_training_only():
+    text = "word " * 9 + "x" * 2500 + " " * 1200 + "\nend"
+    parts = bpe.PARTS.findall(text)
+    assert "".join(parts) == text
+    assert max(len(run) for part in parts for run in re.findall(r"\S+|\s+", part)) == 1000
 
 
 # a dataset
@@ -158,6 +166,15 @@ def test_a_sample_of_a_large_text_is_spread_over_it(monkeypatch):
     assert set(chosen) <= set(words)
     assert 18_000 < len("".join(chosen)) < 22_000
     assert 9_000 < sum(map(int, chosen)) / len(chosen) < 11_000
+
+
+def test_copies_of_documents_do_not_make_the_sample_smaller(folder, monkeypatch, capsys):
+    monkeypatch.setattr(survey, "SAMPLE_CHARACTERS", 100_000)
+    parts = [verses(20, seed) for seed in range(30)]
+    Path("texts.txt").write_text("|".join(parts * 20))
+    prepare.prepare("texts_bpe260", ["texts.txt"], separator="|")
+    characters = load_dataset("texts_bpe260").meta["train"]["characters"]
+    assert f"training a vocabulary on {characters:,} characters" in capsys.readouterr().out
 
 
 def test_a_long_document_is_sampled_in_parts(monkeypatch):

@@ -133,11 +133,40 @@ def test_documents_and_their_text_give_the_same_result(folder, tiny, kind):
         assert split[figure] == file[figure]
 
 
-def test_a_text_of_separators_only_is_too_short(folder, tiny):
+@pytest.mark.parametrize("kind", ["byte", "bpe260"])
+@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n%\n"])
+def test_newlines_around_separators_do_not_count(folder, tiny, kind, separator):
+    parts = [verses(20, seed) for seed in range(30)]
+    Path("texts.txt").write_text(f"\n{separator}\n".join(parts))
+    name = f"texts_{kind}"
+    prepare(name, ["texts.txt"], separator=separator)
+    train(tiny(dataset=name, max_steps=1, warmup_steps=0))
+    end = load_dataset(name).tokenizer.separator
+    texts = {"bare.txt": end.join(part.strip("\n") for part in parts)}
+    texts["lines.txt"] = f"\n{end}\n".join(parts)
+    results = []
+    for path, text in texts.items():
+        Path(path).write_text(text)
+        results.append(evaluate.evaluate("out/tiny_best.pt", path, "cpu") | {"text": ""})
+    assert results[0] == results[1]
+
+
+def test_whole_files_keep_their_newlines_between_nuls(folder, tiny):
+    for i in range(5):
+        Path(f"{i}.txt").write_text(verses(20, i))
+    prepare("files_byte", [f"{i}.txt" for i in range(5)])
+    train(tiny(dataset="files_byte", max_steps=1, warmup_steps=0))
+    dataset = load_dataset("files_byte")
+    Path("train.txt").write_text(dataset.tokenizer.decode(dataset.train))
+    assert evaluate.evaluate("out/tiny_best.pt", "train.txt", "cpu")["tokens"] == len(dataset.train)
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe260"])
+def test_a_text_of_separators_only_is_too_short(folder, tiny, kind):
     Path("lines.txt").write_text(verses(200))
-    prepare("lines_char", ["lines.txt"], separator="\n")
-    train(tiny(dataset="lines_char", max_steps=1, warmup_steps=0))
-    Path("blank.txt").write_text("\n\n\n")
+    prepare(f"lines_{kind}", ["lines.txt"], separator="\n")
+    train(tiny(dataset=f"lines_{kind}", max_steps=1, warmup_steps=0))
+    Path("blank.txt").write_text(3 * load_dataset(f"lines_{kind}").tokenizer.separator)
     with pytest.raises(UserError, match="blank.txt is too short"):
         evaluate.evaluate("out/tiny_best.pt", "blank.txt", "cpu")
 

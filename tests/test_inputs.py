@@ -76,6 +76,7 @@ def test_a_folder_is_visited_under_its_own_name_rather_than_that_of_a_link(folde
 def test_virtual_environments_are_left_out(folder):
     write(src__a_txt="a", src__venv__pyvenv_cfg="home = /usr", src__venv__lib__b_txt="b")
     assert texts("src") == ["a"]
+    assert texts("src/venv") == ["b"]  # but not if they are asked for
 
 
 def test_files_that_do_not_match_the_pattern_but_are_named_are_mentioned(folder, capsys):
@@ -95,6 +96,7 @@ def test_an_encoding_is_not_suggested_for_a_file_that_is_mostly_utf8(folder):
     "text, warning",
     [
         ("one\n\ufefftwo\n", "has byte order marks"),
+        ("caf\ufffd\n", "has replacement characters"),
         ("*** END OF THE PROJECT GUTENBERG EBOOK ***", "has notices of Project Gutenberg"),
     ],
 )

@@ -371,16 +371,25 @@ def test_documents_need_a_blank_line_that_the_other_tokenizer_knows(folder):
     Path("a.txt").write_text("abc " * 99)
     prepare.prepare("a_char", ["a.txt"])
     corpus = Corpus("", lambda: documents(["abc", "a", "b"]))
-    with pytest.raises(UserError, match=r"does not know the separator's '\\n'"):
+    with pytest.raises(UserError, match="has no newline to put between documents"):
         prepare.make_dataset("b_char", "char", corpus, 0.3, tokenizer_of="a_char")
 
 
-def test_a_separator_that_the_other_tokenizer_does_not_know_is_refused(dataset):
-    Path("names.txt").write_text("a|b|d")
-    with pytest.raises(
-        UserError, match=r"verses_char's tokenizer does not know the separator's '\|'"
-    ):
-        prepare.prepare("n_char", ["names.txt"], tokenizer_of="verses_char", separator="|")
+def test_a_separator_that_the_other_tokenizer_does_not_know_becomes_a_blank_line(dataset, capsys):
+    Path("names.txt").write_text("a fool|my lord|a sea")
+    prepare.prepare("n_char", ["names.txt"], tokenizer_of="verses_char", separator="|")
+    assert decoded("n_char")[0].count("\n\n") == 1
+    assert "does not know all of '|': a blank line takes its place" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_the_other_tokenizers_separator_in_a_text_gets_a_warning(folder, kind, capsys):
+    first = Corpus("", lambda: documents(["a-b", "b a", "a a"]))
+    prepare.make_dataset(f"a_{kind}", kind, first, separator="--")
+    assert "is in the text" not in capsys.readouterr().out
+    second = Corpus("", lambda: documents(["b b", "a--b", "b a"]))
+    prepare.make_dataset(f"b_{kind}", kind, second, tokenizer_of=f"a_{kind}")
+    assert "'--' is in the text" in capsys.readouterr().out
 
 
 def test_unknown_characters_can_be_replaced(dataset, capsys):

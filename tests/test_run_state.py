@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import arguments, contents, start, stop_at, wait_for_line
 
-from common import checkpoint
+from common import checkpoint, run_state
 from common.errors import UserError
 from common.metrics import Metrics
 from train import main, train
@@ -58,6 +58,35 @@ def test_a_short_run_that_another_one_starts_from_is_not_replaced(finished_run, 
     with pytest.raises(UserError, match="would replace out/tiny_best.pt"):
         train(tiny(init_from="out/tiny_best.pt"))
     assert contents(Path("out")) == before
+
+
+def test_a_kept_model_that_a_run_starts_from_is_not_removed(finished_run, tiny):
+    train(tiny(seed=2))
+    BEST.unlink()  # so that nothing takes the place of the kept one
+    before = contents(Path("out"))
+    with pytest.raises(UserError, match="would replace out/tiny_best.prev.pt"):
+        train(tiny(init_from="out/tiny_best.prev.pt"))
+    assert contents(Path("out")) == before
+
+
+@pytest.mark.parametrize("renamed", [1, 2, 3])
+def test_a_kill_while_files_are_being_kept_loses_none(finished_run, tiny, monkeypatch, renamed):
+    before = sorted(contents(Path("out")).values())
+    replace, calls = os.replace, []
+
+    def stop(*paths):
+        replace(*paths)
+        calls.append(paths)
+        if len(calls) == renamed:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_state.os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_state.keep_earlier_run(tiny())
+    assert sorted(contents(Path("out")).values()) == before
+    run_state.keep_earlier_run(tiny())
+    assert sorted(contents(Path("out")).values()) == before
 
 
 def test_metrics_without_a_checkpoint_are_kept(finished_run, tiny):
@@ -189,7 +218,7 @@ def test_a_second_run_of_the_same_name_is_refused_while_the_first_is_alive(datas
 def test_a_full_disk_is_noticed_before_the_first_step(dataset, tiny, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 100_000))
-    with pytest.raises(UserError, match="out has 0 MB of free disk space, but .* need 1 MB"):
+    with pytest.raises(UserError, match="out has 0.1 MB of free disk space, but .* need 1.0 MB"):
         train(tiny())
     assert not LAST.exists()
 
