@@ -17,14 +17,14 @@ from common.cli import Parser, command
 from common.dataset import bits_per_byte, load_dataset, windows
 from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
-from common.files import data_dir, read_text
+from common.files import read_text
 from common.gpt2 import load_model
 from common.inputs import divided
 from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
 BATCH_TOKENS = 1 << 14  # tokens per forward pass
-BATCH_LOGITS = 1 << 26  # at most this many logits per forward pass (256 MB)
+BATCH_LOGITS = 1 << 26  # at most this many logits per forward pass (256 MB), or one window's
 
 
 @torch.no_grad()
@@ -55,16 +55,16 @@ def mean_loss(
     # this process's share of the sum
     training = model.training
     model.eval()
-    loss_sum, count = torch.zeros((), dtype=torch.float64), 0
+    losses, count = [], 0
     for batch_starts, length in batches[distributed.rank() :: distributed.world_size()]:
         ids = windows(tokens, batch_starts, length + 1, model.config.vocab_size).to(device)
         with autocast(device, dtype):
             logits = model(ids[:, :-1])
-        loss_sum += next_token_loss(logits, ids, reduction="sum").cpu()
+        losses.append(next_token_loss(logits, ids, reduction="sum"))
         count += len(batch_starts) * length
     model.train(training)
 
-    loss_sum, count = distributed.all_reduce_sum([loss_sum.item(), count])
+    loss_sum, count = distributed.all_reduce_sum([sum(loss.item() for loss in losses), count])
     return loss_sum / count
 
 
@@ -103,11 +103,7 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         n_bytes = sum(len(document.encode("utf-8")) for document in documents)
     elif isinstance(saved, Checkpoint):
         dataset = load_dataset(config.dataset)
-        if dataset.fingerprint != saved.dataset_fingerprint:
-            raise UserError(
-                f"{data_dir() / dataset.name} is not the data that {path} was trained on;"
-                " use --text FILE"
-            )
+        saved.check_data(dataset, path, hint="; use --text FILE")
         name = f"the validation split of {dataset.name}"
         tokens, n_bytes = dataset.val, dataset.meta["val"]["bytes"]
     else:

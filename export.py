@@ -20,7 +20,6 @@ from common import bpe, checkpoint, gguf, gpt2_bpe
 from common.checkpoint import Checkpoint
 from common.cli import Parser, command, quote
 from common.errors import UserError
-from common.files import data_dir
 from common.gpt2 import (
     GPT2_ARCHITECTURE,
     GPT2_FIXED,
@@ -185,7 +184,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
     }
     pre_tokenizer = decoder = byte_level
     if tokenizer.kind == "bpe":
-        model["vocab"], model["merges"] = gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))
+        model["vocab"], model["merges"] = gpt2_bpe.read()
     elif isinstance(tokenizer, TrainedBPETokenizer):
         model["vocab"], model["merges"] = bpe.vocab_and_merges(tokenizer.tokens)
         model["vocab"][END_OF_TEXT] = len(tokenizer.tokens)

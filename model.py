@@ -199,7 +199,7 @@ class KVCache:
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.inputs = {}  # (B, conv_width - 1, C) by ShortConv
-        self.length = 0  # positions filled; GPT.forward advances it after the last layer
+        self.length = 0  # positions filled; GPT.hidden advances it after the last layer
 
     def clear(self) -> None:
         self.length = 0
@@ -207,7 +207,7 @@ class KVCache:
             inputs.zero_()
 
     def positions(self, T: int):
-        """Where the next T positions belong, as an index."""
+        """Where the next T positions belong: a slice; in a GraphCache, a tensor of one index."""
         return slice(self.length, self.length + T)
 
     def append(self, layer: int, k, v):
@@ -219,34 +219,6 @@ class KVCache:
         self.keys[layer, :, :, new] = k
         self.values[layer, :, :, new] = v
         return self.keys[layer, :, :, : new.stop], self.values[layer, :, :, : new.stop], None
-
-
-class GraphCache(KVCache):
-    """A KVCache as a CUDA graph sees it, which repeats the same operations on the same memory.
-
-    The position is a tensor, and attention reads all of the memory, with a mask.
-    """
-
-    def __init__(self, cache: KVCache):
-        self.keys, self.values, self.inputs = cache.keys, cache.values, cache.inputs
-        for memory in (self.keys, self.values):
-            memory.zero_()  # masked positions are read too: they must not be nan
-        self.all_positions = torch.arange(cache.keys.size(3), device=cache.keys.device)
-
-    def move_to(self, position) -> None:
-        """Prepares for a token at this position, an int64 tensor (1,)."""
-        self.length, self.position = 0, position  # GPT.forward's checks can't see a tensor's value
-        mask = torch.zeros_like(self.all_positions, dtype=self.keys.dtype)
-        self.mask = mask.masked_fill(self.all_positions > position, -math.inf).unsqueeze(0)
-
-    def positions(self, T: int):
-        return self.position
-
-    def append(self, layer: int, k, v):
-        keys, values = self.keys[layer], self.values[layer]
-        keys.index_copy_(2, self.position, k)
-        values.index_copy_(2, self.position, v)
-        return keys, values, self.mask
 
 
 class ShortConv(nn.Module):
@@ -419,7 +391,11 @@ class GPT(nn.Module):
         return self.token_embedding.weight.device
 
     def forward(self, idx, cache: KVCache | None = None):
-        """Logits (B, T, V) of idx (B, T); with a cache, idx continues the cached positions.
+        """Logits (B, T, V) of idx (B, T); see hidden()."""
+        return self.head(self.hidden(idx, cache))
+
+    def hidden(self, idx, cache: KVCache | None = None):
+        """What the head reads, (B, T, C); with a cache, idx continues the cached positions.
 
         An empty cache takes any number of positions, a filled one takes one at a time. Raises
         ValueError, also if there are more than block_size positions.
@@ -442,7 +418,7 @@ class GPT(nn.Module):
             x = block(x, rope, cache)
         if cache is not None:
             cache.length = end
-        return self.head(self.final_norm(x))
+        return self.final_norm(x)
 
     # ---------------------------------------------------------------------------------------------
     # generation
@@ -472,7 +448,7 @@ class GPT(nn.Module):
             graph, graph_cache = Graph(generator), GraphCache(cache)
 
         def next_token(new, cache):
-            logits = self(new, cache)[:, -1]
+            logits = self.head(self.hidden(new, cache)[:, -1])  # of the last position only
             return sample_token(logits, temperature, top_k, top_p, generator)
 
         def next_token_at(position, token):
@@ -497,6 +473,10 @@ class GPT(nn.Module):
     def generate(self, idx, max_new_tokens: int, **sampling) -> torch.Tensor:
         """idx (B, T) with max_new_tokens more, (B, T + max_new_tokens); `sampling` as in stream."""
         return torch.cat([idx, *self.stream(idx, max_new_tokens, **sampling)], dim=1)
+
+
+# -------------------------------------------------------------------------------------------------
+# CUDA graphs, which make training and generation on a GPU faster
 
 
 class Graph:
@@ -533,6 +513,34 @@ class Graph:
         with torch.cuda.graph(graph):
             self.results = function(*self.inputs)
         self.graph = graph
+
+
+class GraphCache(KVCache):
+    """A KVCache as a CUDA graph sees it, which repeats the same operations on the same memory.
+
+    The position is a tensor, and attention reads all of the memory, with a mask.
+    """
+
+    def __init__(self, cache: KVCache):
+        self.keys, self.values, self.inputs = cache.keys, cache.values, cache.inputs
+        for memory in (self.keys, self.values):
+            memory.zero_()  # masked positions are read too: they must not be nan
+        self.all_positions = torch.arange(cache.keys.size(3), device=cache.keys.device)
+
+    def move_to(self, position) -> None:
+        """Prepares for a token at this position, an int64 tensor (1,)."""
+        self.length, self.position = 0, position  # GPT.hidden's checks can't see a tensor's value
+        mask = torch.zeros_like(self.all_positions, dtype=self.keys.dtype)
+        self.mask = mask.masked_fill(self.all_positions > position, -math.inf).unsqueeze(0)
+
+    def positions(self, T: int):
+        return self.position
+
+    def append(self, layer: int, k, v):
+        keys, values = self.keys[layer], self.values[layer]
+        keys.index_copy_(2, self.position, k)
+        values.index_copy_(2, self.position, v)
+        return keys, values, self.mask
 
 
 # -------------------------------------------------------------------------------------------------

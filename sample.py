@@ -6,31 +6,16 @@ python sample.py --ckpt out/capstone_best.pt --interactive
 
 import common.threads  # isort: skip  # noqa: F401 (before torch)
 import math
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from common.cli import Parser, command, escape_controls, unescape, whole_number
+from common.cli import Parser, command, escape_controls, number, unescape, whole_number
 from common.device import pick_device, pick_weights_dtype
 from common.errors import UserError
 from common.files import read_text
 from common.gpt2 import load_model
 from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends
-
-
-def temperature(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise ArgumentTypeError(f"must be at least 0, not {text}")
-    return number
-
-
-def probability(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
-    return number
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -176,11 +161,16 @@ def main(argv: list[str]) -> None:
         default=1,
         help="samples to generate, as one batch (default: 1)",
     )
-    add("--temperature", type=temperature, default=0.8, help="0: no randomness (default: 0.8)")
+    add(
+        "--temperature",
+        type=number(float, lambda t: 0 <= t < math.inf, "at least 0"),
+        default=0.8,
+        help="0: no randomness (default: 0.8)",
+    )
     add("--top_k", type=whole_number(1, 10**9), help="sample from the k most likely tokens only")
     add(
         "--top_p",
-        type=probability,
+        type=number(float, lambda p: 0 < p <= 1, "above 0 and at most 1"),
         help="sample from the smallest set of likely tokens with this total probability",
     )
     parser.add_text("--stop", type=unescape, help=r"end a sample after this text, such as '\n'")
@@ -225,9 +215,9 @@ def main(argv: list[str]) -> None:
         converse(prompt, generate, line_end="" if one_line else "\n")
     elif args.num_samples > 1:
         decoders = [TextDecoder(tokenizer, args.stop, prompt) for _ in range(args.num_samples)]
-        for number, text in enumerate(decode_samples(stream(prompt), decoders), 1):
+        for i, text in enumerate(decode_samples(stream(prompt), decoders), 1):
             if tokenizer.separator != "\n":  # else the documents are lines
-                print(f"--- sample {number} of {args.num_samples} ---")
+                print(f"--- sample {i} of {args.num_samples} ---")
             print(escape_controls(prompt + text))
     else:
         pieces = generate(prompt)  # an error in the prompt comes before it is printed

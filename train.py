@@ -141,15 +141,29 @@ class Run:
         self.batches = Batches(dataset.train, config)
         torch.manual_seed(config.seed)
         self.model = GPT(config).to(device)
-        self.wrapped_model = self.model  # train() may compile or distribute it; weights are shared
-        self.objective_and_loss = objective_and_loss  # train() may compile it
-        self.graph = None  # train() may record the steps
+        self.wrapped_model = self.model  # accelerate() may compile or distribute it
+        self.objective_and_loss = objective_and_loss  # accelerate() may compile it
+        self.graph = None  # accelerate() may have the steps recorded
         self.ema_model = copy.deepcopy(self.model) if config.ema_decay else None
         self.optimizers = make_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.step = self.best_step = self.patience_start = 0
         self.best_val_loss = math.inf
         self.id = uuid.uuid4().hex[:8]
+
+    def accelerate(self, compiled: bool) -> None:
+        """Compiles, distributes or records the steps; the weights stay those of self.model."""
+        on_gpu = self.model.device.type == "cuda"
+        if compiled:
+            self.wrapped_model = compile_model(self.model)
+            if on_gpu:
+                self.objective_and_loss = torch.compile(objective_and_loss)
+        if distributed.world_size() > 1:
+            self.wrapped_model = DistributedDataParallel(
+                self.wrapped_model, broadcast_buffers=False
+            )
+        elif on_gpu and self.config.compile is not False and not self.scaler.is_enabled():
+            self.graph = Graph()  # the scaler would wait for the GPU
 
     @property
     def eval_model(self) -> GPT:
@@ -165,8 +179,8 @@ class Run:
         config, device = self.config, self.model.device
         ids, lr = self.batches(step), learning_rate(step, config)
         if device.type == "cuda":
-            ids = ids.pin_memory().to(device, non_blocking=True)  # does not wait for the GPU
-        ids = ids.to(device)
+            ids = ids.pin_memory()  # so that copying does not wait for the GPU
+        ids = ids.to(device, non_blocking=ids.is_pinned())
         if config.dropout:  # a resumed run must draw the same numbers
             seeds = np.random.SeedSequence((config.seed, step, distributed.rank()))
             torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -245,9 +259,9 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
 
     saved: the checkpoint that config.resume or config.init_from names, if it is loaded already.
     Returns a dict: "steps", with "train_losses", "lrs" and "grad_norms"; "val_steps", with
-    "val_losses"; "finished"; and "best_val_loss", on the whole validation split if finished.
-    Losses are in nats per token. Raises UserError, also if the loss diverges. Inside
-    distributed.group() the processes share the work of one run.
+    "val_losses"; "finished"; and "best_val_loss", on the whole validation split if finished. Only
+    the last two in processes other than the first. Losses are in nats per token. Raises UserError,
+    also if the loss diverges. Inside distributed.group() the processes share the work of one run.
     """
     # device, precision, memory
     device, device_reason = pick_device(config.device)
@@ -274,7 +288,7 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     run = Run(config, dataset, device, dtype)
     flops = flops_per_token(config) * config.tokens_per_step * config.max_steps
     compiled, compile_reason = pick_compile(config.compile, device, flops)
-    choices = {
+    decisions = {
         "device": (device, device_reason),
         "dtype": (str(dtype).removeprefix("torch."), dtype_reason),
         "compile": (str(compiled).lower(), compile_reason),
@@ -282,21 +296,13 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     if config.resume:
         run_state.resume(run, saved or checkpoint.load(config.path("last.pt")))
         more = "; a higher max_steps would continue it" if run.step == config.max_steps else ""
-        choices["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}{more}")
+        decisions["start"] = (f"step {run.step:,}", f"resumed from {config.path('last.pt')}{more}")
     elif config.init_from:
         run_state.init_from(run, saved or load_model(config.init_from))
-        choices["start"] = ("step 0", f"with the weights of {config.init_from}")
-    if compiled:
-        run.wrapped_model = compile_model(run.model)
-        if device.type == "cuda":
-            run.objective_and_loss = torch.compile(objective_and_loss)
-    if processes > 1:
-        run.wrapped_model = DistributedDataParallel(run.wrapped_model, broadcast_buffers=False)
-    scaled = dtype == torch.float16  # the scaler waits for the GPU
-    if device.type == "cuda" and config.compile is not False and processes == 1 and not scaled:
-        run.graph = Graph()
+        decisions["start"] = ("step 0", f"with the weights of {config.init_from}")
+    run.accelerate(compiled)
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
-    print_summary(config, dataset, run.model, epochs, choices)
+    print_summary(config, dataset, run.model, epochs, decisions)
     distributed.on_first(run_state.prepare_folder, run)
 
     # train
@@ -320,6 +326,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
             run.step = step
             last = step == config.max_steps
             evaluate = last or step % config.eval_interval == 0
+            # all processes must agree, or one would wait for the others for ever
             stop, save = distributed.any_process(
                 signals.received or progress.unread, timer.due(step)
             )

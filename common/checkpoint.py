@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from common.dataset import Dataset
 from common.errors import UserError, one_line
-from common.files import write_atomically
+from common.files import data_dir, write_atomically
 from common.tokenizer import Tokenizer, from_dict
 from config import SETTINGS, Config, make_config
 from model import GPT
@@ -69,6 +70,12 @@ class Checkpoint(SavedModel):
     patience_start: int  # the step after which config.patience counts evaluations
     dataset_fingerprint: str
     run_id: str
+
+    def check_data(self, dataset: Dataset, path: str | Path, hint: str = "") -> None:
+        """Raises UserError if the run of this checkpoint, in `path`, was trained on other data."""
+        if self.dataset_fingerprint != dataset.fingerprint:
+            folder = data_dir() / dataset.name
+            raise UserError(f"{folder} is not the data that {path} was trained on{hint}")
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:

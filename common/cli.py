@@ -20,17 +20,22 @@ LESS_MEMORY = {  # what to try, by command
 }
 
 
+def number(kind: type, accepts: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    """A type for argparse: an int or a float that `accepts` allows; wanted: those, in words."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"  # in "invalid ... value"
+    return parse
+
+
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A type for argparse: a whole number from low to high."""
-
-    def parse(text: str) -> int:
-        number = int(text)
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"must be from {low:,} to {high:,}, not {text}")
-        return number
-
-    parse.__name__ = "whole number"  # argparse's name for it in "invalid ... value"
-    return parse
+    return number(int, lambda n: low <= n <= high, f"from {low:,} to {high:,}")
 
 
 class Parser(argparse.ArgumentParser):

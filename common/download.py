@@ -94,7 +94,7 @@ def fetch(
     def write(file: BinaryIO) -> None:
         for attempt in range(retries + 1):
             time.sleep(PAUSE * 2 ** (attempt - 1) if attempt else 0)
-            if digest := _download(web, url, file, timeout):
+            if digest := download_once(web, url, file, timeout):
                 break
         else:
             raise UserError(
@@ -132,7 +132,7 @@ def verified(path: Path, url: str, sha256: str | None) -> Path:
     return path
 
 
-def _download(
+def download_once(
     web: requests.Session, url: str, file: BinaryIO, timeout: tuple[float, float]
 ) -> str | None:
     """Downloads url into file. Returns its sha256, or None if the connection broke."""

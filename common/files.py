@@ -1,6 +1,7 @@
-"""Text files: finding them, reading them in pieces, and writing files atomically."""
+"""Where the project's files are; finding and reading text files; atomic writes and locks."""
 
 import codecs
+import errno
 import glob
 import math
 import os
@@ -251,8 +252,10 @@ def last_gap(text: str) -> int:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls write(file) on a temporary file, then renames it to path once it is on the disk.
 
-    Creates the folder. If anything fails, path is unchanged.
+    Creates the folder. If anything fails, path is unchanged. Raises OSError.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -14,7 +14,6 @@ import torch
 from common import checkpoint, gpt2_bpe
 from common.checkpoint import SavedModel
 from common.errors import UserError, listed, one_line
-from common.files import data_dir
 from model import GPT, GPTConfig
 
 GPT2_MODULES = {
@@ -130,9 +129,11 @@ def load_model(path: str) -> SavedModel:
     place = Path(os.path.expanduser(path))  # unlike Path's, it accepts an unknown user
     if place.is_dir():
         checkpoints = sorted(map(str, place.glob("*.pt")))
-        if checkpoints and not (place / "config.json").exists():
-            there = listed(checkpoints)
-            raise UserError(f"{place} is a folder without GPT-2's config.json; it has {there}")
+        if not (place / "config.json").exists():
+            hint = (
+                f"it has {listed(checkpoints)}" if checkpoints else "name a checkpoint, a .pt file"
+            )
+            raise UserError(f"{place} is a folder without GPT-2's config.json; {hint}")
         return load_gpt2(place)
     if path in PUBLISHED and not place.exists():
         return load_gpt2(download(path))
@@ -187,7 +188,7 @@ def check_gpt2_tokens(folder: Path) -> None:
         path = folder / name
         if not path.exists():
             continue
-        ours = ours or gpt2_bpe.read(gpt2_bpe.fetch(data_dir() / "downloads"))[0]
+        ours = ours or gpt2_bpe.read()[0]
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
             for key in keys:

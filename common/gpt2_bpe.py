@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common import download
 from common.errors import UserError
-from common.files import write_bytes
+from common.files import data_dir, write_bytes
 
 URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 SHA256 = {
@@ -21,21 +21,23 @@ def location(cache: Path, name: str) -> Path:
     return cache / hashlib.sha1((URL + name).encode()).hexdigest()
 
 
-def read(cache: Path) -> tuple[dict[str, int], list[str]]:
+def read() -> tuple[dict[str, int], list[str]]:
     """GPT-2's tokens with their ids, and its merges in order, each "left right".
 
-    Bytes are written as printable characters.
+    Bytes are written as printable characters. Raises UserError.
     """
+    cache = fetch()
     vocab = json.loads(location(cache, "encoder.json").read_text(encoding="utf-8"))
     _version, *merges = location(cache, "vocab.bpe").read_text(encoding="utf-8").splitlines()
     return vocab, merges
 
 
-def fetch(folder: Path) -> Path:
+def fetch() -> Path:
     """Downloads both files unless they are there; returns the folder for TIKTOKEN_CACHE_DIR.
 
-    folder: where downloads are kept. Raises UserError.
+    Raises UserError.
     """
+    folder = data_dir() / "downloads"
     cache = folder / "gpt2_bpe"
     for name, sha256 in SHA256.items():
         path = location(cache, name)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -90,9 +91,10 @@ def check_not_running(path: Path) -> None:
 class Metrics:
     """Writes loss, learning rate and gradient norm of every step, validation losses and samples.
 
-    Each row has `step`, `tokens` and `seconds`: the time of training, without that of evaluating,
-    sampling and saving. Losses and gradient norms stay on the device until flush(), because reading
-    one makes the loop wait for the device. With several processes, the first one writes.
+    Each row has `step`, `tokens` and `seconds`: the time of training until the step was started (on
+    a GPU: launched), without that of evaluating, sampling and saving. Losses and gradient norms
+    stay on the device until flush(), because reading one makes the loop wait for the device. With
+    several processes, the first one writes.
     """
 
     def __init__(self, path: Path, config: Config, run_id: str, start: int, overflows: bool):
@@ -132,7 +134,8 @@ class Metrics:
 
     def __exit__(self, kind, *_):
         if self.file:
-            self.file.close()
+            with suppress(OSError):  # a full disk has been reported by then
+                self.file.close()
             self.lock_file.close()
             self.wandb.finish(1 if kind else 0)
 
@@ -164,7 +167,7 @@ class Metrics:
     def write(self, step: int, values: dict, seconds: float | None = None) -> dict:
         """Writes and returns a row; `seconds` is the present time unless given.
 
-        Raises Diverged if a value is not finite or absurdly large.
+        Raises Diverged if a value is not finite or absurdly large, UserError if the disk is full.
         """
         for name, value in values.items():
             if name != "sample" and not plausible(value):
@@ -177,7 +180,10 @@ class Metrics:
         row = {"step": step, "tokens": step * self.tokens_per_step, "seconds": round(seconds, 6)}
         row |= values
         if self.file:
-            self.file.write(json.dumps(row) + "\n")
+            try:
+                self.file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise UserError(f"can't write {self.file.name}: {error.strerror}") from None
             self.keep_for_curves(row)
             if "sample" in row:
                 self.wandb.log_sample(step, row["sample"])

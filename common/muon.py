@@ -12,16 +12,16 @@ import torch
 
 from common.device import has_bfloat16
 
-# Coefficients of a quintic a x + b x^3 + c x^5 that maps singular values in (0, 1] close to 1 in
-# STEPS iterations.
-A, B, C = 3.4445, -4.7750, 2.0315
+# Coefficients a, b and c of a polynomial a x + b x^3 + c x^5 that maps singular values in (0, 1]
+# close to 1 in STEPS iterations.
+LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315
 STEPS = 5
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """For each matrix of (N, rows, columns), the nearest one with all singular values about 1.
 
-    A Newton-Schulz iteration, x <- (A + B x x^T + C (x x^T)^2) x, in bfloat16 if the device is fast
+    A Newton-Schulz iteration, x <- (a + b x x^T + c (x x^T)^2) x, in bfloat16 if the device is fast
     at it.
     """
     x = matrices.bfloat16() if has_bfloat16(matrices.device) else matrices.float()
@@ -32,7 +32,8 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     if x.dtype == torch.bfloat16 or columns < 1.5 * rows:
         for _ in range(STEPS):
             gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+            factor = torch.baddbmm(gram, gram, gram, beta=CUBIC, alpha=QUINTIC)
+            x = torch.baddbmm(x, factor, x, beta=LINEAR)
     else:  # fewer operations: multiply the square matrices first (too inexact in bfloat16)
         gram = x @ x.mT
         factor = product = polynomial(gram)
@@ -45,9 +46,9 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def polynomial(gram: torch.Tensor) -> torch.Tensor:
-    """A + B gram + C gram^2, for square matrices (N, rows, rows)."""
-    result = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
-    result.diagonal(dim1=1, dim2=2).add_(A)
+    """a + b gram + c gram^2, for square matrices (N, rows, rows)."""
+    result = torch.baddbmm(gram, gram, gram, beta=CUBIC, alpha=QUINTIC)
+    result.diagonal(dim1=1, dim2=2).add_(LINEAR)
     return result
 
 

@@ -20,10 +20,10 @@ MANY_EPOCHS = 5  # from this many on, a small model usually overfits
 SLOW = 2.0  # a run is called slow when a step takes this many times the fastest
 
 
-def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, choices: dict):
+def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, decisions: dict):
     """Prints what is about to be trained.
 
-    choices: what was decided, such as "device": (value, reason).
+    decisions: what was decided, such as "device": (value, reason).
     """
     validation = f"{len(dataset.val):,} validation tokens"
     if config.eval_tokens < len(dataset.val):
@@ -38,7 +38,7 @@ def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, c
         print("         most of them are embeddings: a smaller vocabulary or bytes need far fewer")
     often = f" (the training text is read {epochs:.0f} times)" if epochs >= MANY_EPOCHS else ""
     print(f"run      {steps}, {epochs:.1f} epochs{often}")
-    for name, (value, reason) in choices.items():
+    for name, (value, reason) in decisions.items():
         print(f"{name:8} {value} ({reason})")
 
 

@@ -158,10 +158,7 @@ def check_disk_space(run) -> None:
 def resume(run, saved: Checkpoint) -> None:
     """Continues the run from its checkpoint. Raises UserError if they do not match."""
     path = run.config.path("last.pt")
-    if saved.dataset_fingerprint != run.dataset.fingerprint:
-        raise UserError(
-            f"{data_dir() / run.dataset.name} is not the data that {path} was trained on"
-        )
+    saved.check_data(run.dataset, path)
     if saved.step > run.config.max_steps:
         raise UserError(
             f"{path} is already at step {saved.step:,}:"

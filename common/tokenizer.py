@@ -17,7 +17,6 @@ import numpy as np
 
 from common import bpe
 from common.errors import listed
-from common.files import data_dir
 
 CODE_POINTS = 0x110000  # of Unicode
 END_OF_TEXT = "<|endoftext|>"  # between documents of BPE tokens
@@ -46,6 +45,10 @@ class Tokenizer:
     """
 
     separator: str | None
+
+    def to_dict(self) -> dict:
+        """What from_dict() makes an equal tokenizer of."""
+        return {"kind": self.kind} | ({"separator": self.separator} if self.separator else {})
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
         """ids of texts with the separator between them, or a blank line if there is none."""
@@ -101,7 +104,7 @@ class CharTokenizer(Tokenizer):
         return self.decode
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind, "characters": self.characters} | separator_of(self)
+        return super().to_dict() | {"characters": self.characters}
 
 
 class ByteTokenizer(Tokenizer):
@@ -137,9 +140,6 @@ class ByteTokenizer(Tokenizer):
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda ids: decoder.decode(self.to_bytes(ids))
 
-    def to_dict(self) -> dict:
-        return {"kind": self.kind} | separator_of(self)
-
 
 class BPETokenizer(ByteTokenizer):
     """GPT-2's byte-pair encoding, through tiktoken: 50,257 tokens, about 4 bytes of English each.
@@ -157,7 +157,7 @@ class BPETokenizer(ByteTokenizer):
         from common import gpt2_bpe
 
         super().__init__(separator)
-        os.environ["TIKTOKEN_CACHE_DIR"] = str(gpt2_bpe.fetch(data_dir() / "downloads"))
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(gpt2_bpe.fetch())
         self._encoding = tiktoken.get_encoding("gpt2")
 
     @property
@@ -220,7 +220,7 @@ class TrainedBPETokenizer(BPETokenizer):
 
     def to_dict(self) -> dict:
         merged = [token.decode("latin-1") for token in self.merged]
-        return {"kind": self.kind, "merged": merged} | separator_of(self)
+        return Tokenizer.to_dict(self) | {"merged": merged}
 
 
 KINDS = ("char", "byte", "bpe")  # and bpe256 to bpe65536
@@ -257,10 +257,6 @@ def from_dict(state: dict) -> Tokenizer:
             if tokenizer.kind == kind:
                 return tokenizer
     raise ValueError(f"not a tokenizer: {str(state)[:80]}")
-
-
-def separator_of(tokenizer: Tokenizer) -> dict:
-    return {"separator": tokenizer.separator} if tokenizer.separator else {}
 
 
 def difference(model: Tokenizer, dataset: Tokenizer) -> str | None:

@@ -118,6 +118,7 @@ def log_in(wandb: ModuleType) -> None:
 
 
 def start(config: Config, run_id: str, mode: str, folder: Path):
+    """Starts a run in W&B, or continues it; returns wandb's Run."""
     # if the home folder is read-only, its service would log to the terminal
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder.absolute() / "cache"))
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "data"))

@@ -352,7 +352,7 @@ def llama_cpp(rounds: int, tokens: int = 250) -> list[dict]:
     theirs.llama_log_set(silent, None)
     config = model_config(SHAPES["10.65M"])
     ours = GPT(config).eval()
-    dtype = pick_weights_dtype(torch.device("cpu"), 1)  # as sample.py does
+    dtype = pick_weights_dtype(torch.device("cpu"), 1)  # as sample.py does when it samples
     start = torch.zeros(1, 1, dtype=torch.long)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -415,10 +415,6 @@ def library_text(size: int) -> str:
     """`size` characters of Python's standard library, repeated if necessary."""
     text = "\n\n".join(filter(None, python.load(data_dir() / "downloads").text()))
     return (text * (size // len(text) + 1))[:size]
-
-
-def preparation(rounds: int) -> list[dict]:
-    return preparation_rates(rounds) + preparation_commands()
 
 
 def preparation_rates(rounds: int) -> list[dict]:
@@ -672,7 +668,7 @@ def main(argv: list[str]) -> None:
         "commands": partial(commands, args.nanogpt, args.rounds, device),
         "generation": partial(generation, args.nanogpt, args.rounds, device),
         "llama_cpp": partial(llama_cpp, args.rounds),
-        "preparation": partial(preparation, args.rounds),
+        "preparation": lambda: preparation_rates(args.rounds) + preparation_commands(),
         "cost": partial(cost, args.rounds),
     }
     if args.nanogpt:

@@ -315,8 +315,7 @@ def context_table(losses: list[float]) -> str:
 def describe(path: str, saved: Checkpoint) -> dict:
     """What the run of a checkpoint was, and its result. Raises UserError."""
     config, dataset = saved.settings(), load_dataset(saved.config["dataset"])
-    if dataset.fingerprint != saved.dataset_fingerprint:
-        raise UserError(f"data/{dataset.name} is not the data that {path} was trained on")
+    saved.check_data(dataset, path)
     model, _ = saved.build(DEVICE)
     dtype, _ = pick_dtype(config.dtype, DEVICE)
     loss = mean_loss(model, dataset.val, dtype)

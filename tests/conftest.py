@@ -44,11 +44,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bpe(folder):
+def bpe(folder, monkeypatch):
     """The current folder, with the files of GPT-2's BPE from the project's own downloads."""
     try:
         (folder / "data").mkdir(exist_ok=True)
-        downloads = gpt2_bpe.fetch(ROOT / "data" / "downloads").parent
+        with monkeypatch.context() as project:
+            project.setenv("CAPSTONE_DATA", str(ROOT / "data"))
+            downloads = gpt2_bpe.fetch().parent
         (folder / "data" / "downloads").symlink_to(downloads)
     except UserError as error:
         pytest.skip(str(error))

@@ -161,6 +161,7 @@ TABLE = [
     (["prepare.py", "python_char", "--category", "cs.RO"], 2, "has no option --category"),
     # sampling
     (["sample.py", "--ckpt", "out"], 1, "a folder without GPT-2's config.json; it has out/tiny"),
+    (["sample.py", "--ckpt", "data"], 1, "a folder without GPT-2's config.json; name a checkpoint"),
     (["sample.py", "--ckpt", "truncated.pt"], 1, "truncated.pt is not a checkpoint, or is trunc"),
     (["sample.py", "--ckpt", "code.pt"], 1, "code.pt is not a checkpoint"),
     (["sample.py", "--ckpt", "other.pt"], 1, "other.pt is not a checkpoint of train.py"),

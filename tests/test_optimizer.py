@@ -261,7 +261,7 @@ def test_the_seed_decides_the_initial_weights_and_the_samples(make_run):
 
 def test_samples_are_made_without_dropout(make_run):
     run, modes = make_run(dropout=0.5), []
-    run.model.register_forward_hook(lambda model, *_: modes.append(model.training))
+    run.model.blocks[0].register_forward_hook(lambda block, *_: modes.append(block.training))
     run.sample(3)
     assert modes == [False] * 3
     assert run.model.training

@@ -53,6 +53,13 @@ def test_the_ending_of_out_decides_the_format_and_its_folder_is_made(metrics):
     assert "<svg" in Path("figures/curves.svg").read_text()
 
 
+def test_a_folder_is_not_a_figure(metrics, capsys):
+    Path("figures").mkdir()
+    assert plot.main([str(metrics), "--out=figures"]) == 1
+    assert capsys.readouterr().err == "error: Is a directory: figures\n"
+    assert not Path("figures.tmp").exists()
+
+
 def test_a_figure_that_can_not_be_drawn_leaves_the_old_one(metrics, capsys, monkeypatch):
     def savefig(*_, **__):
         raise RuntimeError("xelatex not found")
@@ -121,6 +128,11 @@ def test_the_legend_shows_the_folders_of_runs_with_the_same_name(metrics):
     first, second = copy(metrics, "a/run_metrics.jsonl"), copy(metrics, "b/run_metrics.jsonl")
     names = [str(Path("a", "run")), str(Path("b", "run")), "validation"]
     assert legend(plot.curves(plot.load_runs([first, second]))) == names
+
+
+def test_a_kept_run_is_named_without_its_files_ending(metrics):
+    kept = copy(metrics, "run_metrics.prev.jsonl")
+    assert list(plot.load_runs([kept])) == ["run.prev"]
 
 
 def test_ten_runs_have_different_colors_or_line_styles(metrics):
