@@ -186,6 +186,9 @@ def write_tokens(
                 for unit, count in zip(UNITS, (len(ids), *lengths)):
                     counts[name][unit] += count
                 bar.update(len(ids))
+        for file in bins.values():  # a crash after the swap must not leave them empty
+            file.flush()
+            os.fsync(file.fileno())
     return counts
 
 
@@ -354,7 +357,7 @@ def make_dataset(
         tokenizer = reuse_tokenizer(other, tokenizer_of, between, given, blank_line)
     elif size := trained_size(kind):
         pieces = split(corpus, found, assignment, val_fraction)
-        fraction = 1 - val_fraction if documents == 1 else 1  # of what is not whole documents
+        fraction = 1 - val_fraction if documents == 1 else 1  # a single text is cut
         sample = training_sample(pieces, fraction * sizes[assignment == TRAIN].sum())
         tokenizer = train_tokenizer(size, sample, between)
     else:

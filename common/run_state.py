@@ -55,7 +55,7 @@ def prepare_folder(run) -> None:
 
 
 def refuse_unfinished(last: Path) -> None:
-    """Raises UserError if a run of this name was stopped; it could no longer be resumed."""
+    """Raises UserError if a run of this name was stopped, because it may be resumed."""
     state = checkpoint.peek(last)
     if last.exists() and not state:
         raise UserError(

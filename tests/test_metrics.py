@@ -29,10 +29,10 @@ def numbers(*values):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_a_full_disk_is_an_error_with_the_files_name(path, tiny):
-    with pytest.raises(UserError, match="can't write /dev/full: No space left"):
-        with open_metrics(path, tiny()) as metrics:
-            metrics.file = open("/dev/full", "a", buffering=1)
-            metrics.write(0, {"val/loss": 1.0})
+    message = "can't write /dev/full: No space left"
+    with pytest.raises(UserError, match=message), open_metrics(path, tiny()) as metrics:
+        metrics.file = open("/dev/full", "a", buffering=1)
+        metrics.write(0, {"val/loss": 1.0})
 
 
 def test_steps_are_written_at_the_next_flush(path, tiny):
