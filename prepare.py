@@ -186,7 +186,7 @@ def write_tokens(
                 for unit, count in zip(UNITS, (len(ids), *lengths)):
                     counts[name][unit] += count
                 bar.update(len(ids))
-        for file in bins.values():  # a crash after the swap must not leave them empty
+        for file in bins.values():  # so that a crash after swap() can't leave them empty
             file.flush()
             os.fsync(file.fileno())
     return counts
@@ -363,7 +363,7 @@ def make_dataset(
     else:
         characters = found.vocabulary + ("" if between else blank_line)
         tokenizer = make_tokenizer(kind, characters, between)
-    # a separator that was given has divided the text, and BPE's is no text
+    # a separator from the command line is no longer in the text; BPE's is a token, not text
     end = None if isinstance(tokenizer, BPETokenizer) else tokenizer.separator
     possible = end and end != separator and set(end) <= set(found.vocabulary)
     if possible and any(end in piece for _, _, piece in numbered(*corpus.texts())):

@@ -163,7 +163,7 @@ class Run:
                 self.wrapped_model, broadcast_buffers=False
             )
         elif on_gpu and self.config.compile is not False and not self.scaler.is_enabled():
-            self.graph = Graph()  # the scaler would wait for the GPU
+            self.graph = Graph()  # not in float16: its scaler waits for the GPU
 
     @property
     def eval_model(self) -> GPT:
@@ -326,7 +326,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
             run.step = step
             last = step == config.max_steps
             evaluate = last or step % config.eval_interval == 0
-            # all processes must agree, or one would wait for the others for ever
+            # all processes must agree, or one would wait for the others forever
             stop, save = distributed.any_process(
                 signals.received or progress.unread, timer.due(step)
             )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BYTES = [bytes([b]) for b in range(0xF5) if b not in (0xC0, 0xC1)]  # all that occur in UTF-8
 LONGEST_TOKEN = 128  # bytes
-# a text, cut in words of 1,000 characters: the time of training grows with their squared length
+# splits words of more than 1,000 characters: training time is quadratic in the length of a word
 PARTS = re.compile(r".*?(?:\S{1000}|\s{1000})|.+", re.DOTALL)
 
 

@@ -21,7 +21,10 @@ LESS_MEMORY = {  # what to try, by command
 
 
 def number(kind: type, accepts: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
-    """A type for argparse: an int or a float that `accepts` allows; wanted: those, in words."""
+    """A type for argparse: an int or a float for which accepts(value) is true.
+
+    wanted: completes the error message, "must be ...".
+    """
 
     def parse(text: str) -> float:
         value = kind(text)

@@ -55,7 +55,7 @@ def prepare_folder(run) -> None:
 
 
 def refuse_unfinished(last: Path) -> None:
-    """Raises UserError if a run of this name was stopped, because it may be resumed."""
+    """Raises UserError if the last run of this name was stopped: it can still be resumed."""
     state = checkpoint.peek(last)
     if last.exists() and not state:
         raise UserError(
@@ -100,12 +100,13 @@ def keep_earlier_run(config: Config) -> None:
             f" {config.path('*.prev.*')} are from a longer one, of {longest:,} steps"
         )
         return
-    begun = run_ids(last, best) & run_ids(places[last], places[best])  # a kill stopped the renaming
-    replaced = not begun and any(new.exists() for new in places.values())
+    # files of one run under both names: a kill stopped an earlier renaming
+    interrupted = run_ids(last, best) & run_ids(places[last], places[best])
+    replaced = not interrupted and any(new.exists() for new in places.values())
     for path, new in places.items():
         if path in kept:
             os.replace(path, new)
-        elif not begun:
+        elif not interrupted:
             new.unlink(missing_ok=True)  # of another run than those that are kept now
     note = ", replacing those of the run before it" if replaced else ""
     print(f"kept the files of an earlier run as {config.path('*.prev.*')}{note}")
