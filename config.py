@@ -35,7 +35,7 @@ class Config(GPTConfig):
     warmup_steps: int = 100  # steps over which the learning rate rises linearly to its peak
     max_steps: int = 5000  # optimizer steps
     weight_decay: float = 0.1  # for matrices only: not for embeddings, gains and biases
-    confidence_penalty: float = 0.0  # subtract this times the predictions' entropy from the loss
+    confidence_penalty: float = 0.0  # minimize the loss minus this times the predictions' entropy
     momentum: float = 0.95  # decay of Muon's and NorMuon's mean gradient
     beta1: float = 0.9  # decay of AdamW's mean gradient
     beta2: float = 0.95  # decay of AdamW's mean squared gradient, and of NorMuon's squared updates

@@ -76,6 +76,7 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
     """
     # the model
     device, _ = pick_device(device_name)
+    torch.set_float32_matmul_precision("high")  # as in train.py
     saved = load_model(path)
     model, tokenizer = saved.build(device)
     config = saved.settings()
@@ -92,7 +93,7 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
             note += " dos2unix, unless the training text had them"
             print(note, file=sys.stderr)
         documents = [text]
-        if tokenizer.separator and tokenizer.separator in text:
+        if tokenizer.separator and tokenizer.separator in text.replace("\r\n", "\n"):
             documents = divided(text, tokenizer.separator) or [""]
         try:
             tokens = tokenizer.encode_documents(documents)

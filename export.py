@@ -18,7 +18,7 @@ import torch
 
 from common import bpe, checkpoint, gguf, gpt2_bpe
 from common.checkpoint import Checkpoint
-from common.cli import Parser, command, quote
+from common.cli import Parser, command, optional_package, quote
 from common.errors import UserError
 from common.gpt2 import (
     GPT2_ARCHITECTURE,
@@ -26,7 +26,6 @@ from common.gpt2 import (
     GPT2_MODULES,
     GPT2_SIZES,
     LLAMA_MODULES,
-    optional_package,
     renamed,
 )
 from common.tokenizer import (

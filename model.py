@@ -199,7 +199,7 @@ class KVCache:
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.inputs = {}  # (B, conv_width - 1, C) by ShortConv
-        self.length = 0  # positions filled; GPT.hidden advances it after the last layer
+        self.length = 0  # positions filled; GPT.forward advances it after the last layer
 
     def clear(self) -> None:
         self.length = 0
@@ -390,15 +390,12 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.token_embedding.weight.device
 
-    def forward(self, idx, cache: KVCache | None = None):
-        """Logits (B, T, V) of idx (B, T); see hidden()."""
-        return self.head(self.hidden(idx, cache))
+    def forward(self, idx, cache: KVCache | None = None, last_only: bool = False):
+        """idx (B, T) -> logits (B, T, V), or (B, V) of the last position only.
 
-    def hidden(self, idx, cache: KVCache | None = None):
-        """What the head reads, (B, T, C); with a cache, idx continues the cached positions.
-
-        An empty cache takes any number of positions, a filled one takes one at a time. Raises
-        ValueError, also if there are more than block_size positions.
+        With a cache, idx continues the cached positions: an empty cache takes any number of them, a
+        filled one takes one at a time. Raises ValueError, also if there are more than block_size
+        positions.
         """
         start = cache.length if cache is not None else 0
         end = start + idx.size(1)
@@ -418,7 +415,7 @@ class GPT(nn.Module):
             x = block(x, rope, cache)
         if cache is not None:
             cache.length = end
-        return self.final_norm(x)
+        return self.head(self.final_norm(x[:, -1] if last_only else x))
 
     # ---------------------------------------------------------------------------------------------
     # generation
@@ -448,7 +445,7 @@ class GPT(nn.Module):
             graph, graph_cache = Graph(generator), GraphCache(cache)
 
         def next_token(new, cache):
-            logits = self.head(self.hidden(new, cache)[:, -1])  # of the last position only
+            logits = self(new, cache, last_only=True)
             return sample_token(logits, temperature, top_k, top_p, generator)
 
         def next_token_at(position, token):
@@ -529,7 +526,7 @@ class GraphCache(KVCache):
 
     def move_to(self, position) -> None:
         """Prepares for a token at this position, an int64 tensor (1,)."""
-        self.length, self.position = 0, position  # GPT.hidden's checks can't see a tensor's value
+        self.length, self.position = 0, position  # GPT.forward's checks can't see a tensor's value
         mask = torch.zeros_like(self.all_positions, dtype=self.keys.dtype)
         self.mask = mask.masked_fill(self.all_positions > position, -math.inf).unsqueeze(0)
 
@@ -572,12 +569,9 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
 def next_token_loss(logits, ids, reduction: str = "mean"):
     """Cross-entropy in nats of each token of ids (B, T + 1) but the first, given logits (B, T, V).
 
-    reduction: "mean" or "sum" over all tokens, or "none" for a loss (B, T) of each.
+    reduction: "mean" or "sum" over all tokens, or "none" for a loss of each, (B T,).
     """
-    losses = F.cross_entropy(
-        logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction=reduction
-    )
-    return losses.view(ids.size(0), -1) if reduction == "none" else losses
+    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction=reduction)
 
 
 def entropy(logits):

@@ -166,7 +166,7 @@ def write_tokens(
 
     def encode(job: tuple[str, list[list[str]]]) -> tuple[str, np.ndarray, int, int]:
         name, documents = job
-        texts = ["".join(pieces) for pieces in documents]
+        texts = ["".join(parts) for parts in documents]
         ids = tokenizer.encode_documents(texts).astype("<u2")
         return name, ids, sum(map(len, texts)), sum(map(n_bytes, texts))
 

@@ -184,8 +184,6 @@ def main(argv: list[str]) -> None:
 
     # the model
     device, _ = pick_device(args.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     model, tokenizer = load_model(args.ckpt).build(device)
     if args.stop is not None:
         check_stop(args.stop, tokenizer)

@@ -159,9 +159,9 @@ class Run:
             if on_gpu:
                 self.objective_and_loss = torch.compile(objective_and_loss)
         if distributed.world_size() > 1:
-            self.wrapped_model = DistributedDataParallel(
-                self.wrapped_model, broadcast_buffers=False
-            )
+            # cos and sin need no synchronization; before torch 2.13 this option had another name
+            option = "forward_sync_buffers" if torch.__version__ >= (2, 13) else "broadcast_buffers"
+            self.wrapped_model = DistributedDataParallel(self.wrapped_model, **{option: False})
         elif on_gpu and self.config.compile is not False and not self.scaler.is_enabled():
             self.graph = Graph()  # not in float16: its scaler waits for the GPU
 
@@ -226,14 +226,14 @@ class Run:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
 
-        # step, unless float16 overflowed: the scaler alone would skip only the optimizer whose own
-        # gradients are not finite
+        # step, unless float16 overflowed (scaler.step would skip only the optimizer whose own
+        # gradients are not finite)
         overflowed = self.scaler.is_enabled() and not norm.isfinite()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             if not overflowed:
-                self.scaler.step(optimizer)
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         return loss, norm
@@ -265,8 +265,6 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     """
     # device, precision, memory
     device, device_reason = pick_device(config.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dtype, dtype_reason = pick_dtype(config.dtype, device)
     torch.set_float32_matmul_precision("high")  # float32 products on a GPU use TF32
     reuse_memory()
@@ -301,8 +299,7 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
         run_state.init_from(run, saved or load_model(config.init_from))
         decisions["start"] = ("step 0", f"with the weights of {config.init_from}")
     run.accelerate(compiled)
-    epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
-    print_summary(config, dataset, run.model, epochs, decisions)
+    print_summary(run, decisions)
     distributed.on_first(run_state.prepare_folder, run)
 
     # train

@@ -117,20 +117,23 @@ def load(path: str | Path) -> Checkpoint:
         raise UserError(
             f"{path} is not a checkpoint, or is truncated or corrupted ({reason}){hint}"
         ) from None
-    types = {field.name: field.type for field in fields(Checkpoint)}
-    typed = isinstance(state, dict) and all(
-        isinstance(state.get(name), type_) for name, type_ in types.items()
-    )
-    if not typed or state["step"] < 0 or math.isnan(state["best_val_loss"]):
+    found = from_state(state)
+    if not found or found.step < 0 or math.isnan(found.best_val_loss):
         raise UserError(f"{path} is not a checkpoint of train.py")
-    return Checkpoint(**{name: state[name] for name in types})
+    return found
 
 
-def peek(path: Path) -> dict:
-    """The values in a checkpoint, read quickly, without verifying it; {} if there is none."""
+def peek(path: Path) -> Checkpoint | None:
+    """A checkpoint, read quickly, without verifying it; None if there is none."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return from_state(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except Exception:  # no file, or a foreign or damaged one, which can fail in many ways
-        return {}
-    names = {field.name for field in fields(Checkpoint)}
-    return state if isinstance(state, dict) and names <= state.keys() else {}
+        return None
+
+
+def from_state(state: object) -> Checkpoint | None:
+    """The Checkpoint whose vars() are in a file; None if it has something else."""
+    types = {field.name: field.type for field in fields(Checkpoint)}
+    if isinstance(state, dict) and all(isinstance(state.get(name), types[name]) for name in types):
+        return Checkpoint(**{name: state[name] for name in types})
+    return None

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.util
 import os
 import re
 import shlex
@@ -9,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.files import ROOT
 
 MARK = "\0"  # before the value of a text option: argparse removes "--" and refuses "-x"
+INSTALL = {"gguf": "gguf", "llama_cpp": "llama-cpp-python"}  # names of modules and packages
 LESS_MEMORY = {  # what to try, by command
     "train.py": "a smaller micro_batch_size or a smaller model",
     "sample.py": "a smaller --num_samples or --max_new_tokens",
@@ -153,6 +156,19 @@ def fail(message: object, status: int = 1) -> int:
     """Prints the message on one line and returns the exit status."""
     print("error:", *str(message).splitlines(), file=sys.stderr)
     return status
+
+
+def optional_package(name: str) -> ModuleType:
+    """Imports a module of a package that few users need. Raises UserError if it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        install = INSTALL.get(package, "transformers safetensors tokenizers")
+        problem = "is not installed"
+        if importlib.util.find_spec(package):
+            problem = f"can't be imported ({one_line(error)})"
+        raise UserError(f"{package} {problem}: pip install {install}") from None
 
 
 def command_for(script: str) -> str:

@@ -19,13 +19,11 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # FLOPs of the shortest run that compiling makes faster. On a GPU it takes about 40 seconds.
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 4e15}
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def pick_device(name: str = "auto") -> tuple[torch.device, str]:
     """The device of that name or, for auto, the fastest available, and the reason.
 
-    Raises UserError if it can't be used.
+    A GPU becomes the current one, as CUDA graphs need. Raises UserError if it can't be used.
     """
     reason = "as set"
     if name == "auto":
@@ -38,10 +36,12 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
             raise RuntimeError("not one of cpu, cuda, mps")
         device = torch.device(name)
-        # torch.cuda.set_device needs an index; each process of a distributed run has its own GPU
+        # set_device needs an index; each process of a distributed run has its own GPU
         if device.type == "cuda" and (device.index is None or distributed.world_size() > 1):
             device = torch.device("cuda", distributed.local_rank())
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         message = f"device {name} can't be used here ({one_line(error)}); use another --device"
         raise UserError(message, status=2) from None
@@ -59,7 +59,7 @@ def has_bfloat16(device: torch.device) -> bool:
 def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype in which autocast multiplies matrices, and the reason. Weights stay float32."""
     if name != "auto":
-        return DTYPES[name], "as set"
+        return getattr(torch, name), "as set"
     if has_bfloat16(device):
         return torch.bfloat16, "auto: this device has fast bfloat16"
     if device.type == "cuda":

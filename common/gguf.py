@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from common.gpt2 import GPT2_FIXED, optional_package, renamed
+from common.cli import optional_package
+from common.gpt2 import GPT2_FIXED, renamed
 from common.tokenizer import BPETokenizer, Tokenizer, find_end_id
 from model import GPT, RMS_EPS, ROPE_BASE
 

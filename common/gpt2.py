@@ -1,18 +1,17 @@
-"""Our parameters under the names they have in transformers, and GPT-2's weights.
+"""Our parameters under the names they have in transformers; load_model opens a checkpoint or GPT-2.
 
 Where a table has several names for one of our modules, our weight is theirs, concatenated.
 """
 
-import importlib.util
 import json
 import os
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
 from common import checkpoint, gpt2_bpe
 from common.checkpoint import SavedModel
+from common.cli import optional_package
 from common.errors import UserError, listed, one_line
 from model import GPT, GPTConfig
 
@@ -71,21 +70,6 @@ GPT2_ARCHITECTURE = {  # the same in our settings
 }
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # by OpenAI, on the Hugging Face hub
 VOCAB_SIZE = 50257
-INSTALL = {"gguf": "gguf", "llama_cpp": "llama-cpp-python"}  # names of modules and packages
-
-
-def optional_package(name: str) -> ModuleType:
-    """Imports a module of a package that few users need. Raises UserError if it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.split(".")[0]
-        install = INSTALL.get(package, "transformers safetensors tokenizers")
-        problem = "is not installed"
-        if importlib.util.find_spec(package):
-            problem = f"can't be imported ({one_line(error)})"
-        raise UserError(f"{package} {problem}: pip install {install}") from None
-
 
 # -------------------------------------------------------------------------------------------------
 # names and layouts of parameters

@@ -103,11 +103,11 @@ def read_inputs(
     expects_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
     if not expects_utf8 and (misread := [file.name for file in found if file.is_utf8()]):
         print(f"warning: --encoding {encoding} misreads these files, in UTF-8: {listed(misread)}")
-    if not field and (lines := [i.name for i in found if i.name.endswith((".jsonl", ".ndjson"))]):
-        print(f"note: --field NAME makes each line of {listed(lines)} a document")
+    if not field and (named := [i.name for i in found if i.name.endswith((".jsonl", ".ndjson"))]):
+        print(f"note: --field NAME makes each line of {listed(named)} a document")
 
     def text() -> Text:
-        problems, unreadable, divided = [], [], False
+        problems, unreadable, separated = [], [], False
         suggest_encoding = expects_utf8  # until some file shows that another one would not help
         for file in found:
             pieces = file.pieces(encoding)
@@ -117,7 +117,7 @@ def read_inputs(
                 pieces = divide(pieces, separator)
             try:
                 for piece in pieces:
-                    divided |= piece is END
+                    separated |= piece is END
                     suggest_encoding &= piece is END or piece.isascii()
                     if not problems and not unreadable:
                         yield piece
@@ -135,7 +135,7 @@ def read_inputs(
             if suggest_encoding:
                 advice = f"give the encoding of all files, such as --encoding cp1252, {advice}"
             raise UserError(f"{listed(problems)}: {advice}")
-        if separator and not divided:
+        if separator and not separated:
             raise UserError(f"--separator {separator!r} divides nothing: {source} does not have it")
 
     source = ", ".join("standard input" if name == str(STDIN) else name for name in inputs)

@@ -17,6 +17,7 @@ from config import Config
 
 CURVE_POINTS = 4000
 LARGEST = 2.0**63  # no loss, gradient norm or step is that large
+MOST_OVERFLOWS = 50  # in a row; by then the loss scale of float16 has fallen from 2^16 to 2^-34
 
 
 class Diverged(UserError):
@@ -91,17 +92,17 @@ def check_not_running(path: Path) -> None:
 class Metrics:
     """Writes loss, learning rate and gradient norm of every step, validation losses and samples.
 
-    Each row has `step`, `tokens` and `seconds`: the time of training until the step was started (on
-    a GPU: launched), without that of evaluating, sampling and saving. Losses and gradient norms
-    stay on the device until flush(), because reading one makes the loop wait for the device. With
-    several processes, the first one writes.
+    Each row has `step`, `tokens` and `seconds`: the time of training up to the end of the step (on
+    a GPU: of its launch), without that of evaluating, sampling and saving. Losses and gradient
+    norms stay on the device until flush(), because reading one makes the loop wait for the device.
+    With several processes, the first one writes.
     """
 
     def __init__(self, path: Path, config: Config, run_id: str, start: int, overflows: bool):
         """Starts a new file, or continues an old one from step `start` without its later rows.
 
-        overflows: infinite gradient norms are not an error, because float16's GradScaler skips such
-        steps.
+        overflows: infinite gradient norms are no error, because float16's GradScaler skips such
+        steps, unless there are more than MOST_OVERFLOWS in a row.
         """
         kept, existed = [], path.exists()
         self.lock_file, self.file, self.wandb = None, None, None
@@ -126,8 +127,8 @@ class Metrics:
             self.wandb = WandbRun(config, run_id)
             self.wandb.samples = [[row["step"], row["sample"]] for row in kept if "sample" in row]
         self.clock = Stopwatch(kept[-1].get("seconds", 0.0) if kept else 0.0)
-        self.tokens_per_step, self.overflows = config.tokens_per_step, overflows
-        self.pending = []
+        self.tokens_per_step, self.pending = config.tokens_per_step, []
+        self.allowed_overflows, self.overflows = MOST_OVERFLOWS if overflows else 0, 0
 
     def __enter__(self):
         return self
@@ -159,7 +160,8 @@ class Metrics:
         norms = torch.stack(norms).tolist()
         for step, at, lr, loss, norm in zip(steps, seconds, lrs, losses, norms):
             values = {"train/loss": loss / distributed.world_size(), "train/lr": lr}
-            if math.isfinite(norm) or not self.overflows:
+            self.overflows = 0 if math.isfinite(norm) else self.overflows + 1  # in a row
+            if not 0 < self.overflows <= self.allowed_overflows:
                 values["train/grad_norm"] = norm
             row = self.write(step, values, at)
         return row

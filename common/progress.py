@@ -11,24 +11,23 @@ from tqdm import tqdm
 
 from common import distributed
 from common.cli import command_for, discard_output, quote
-from common.dataset import Dataset
 from common.metrics import Metrics
 from config import Config
-from model import GPT
 
 MANY_EPOCHS = 5  # from this many on, a small model usually overfits
 SLOW = 2.0  # a run is called slow when a step takes this many times the fastest
 
 
-def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, decisions: dict):
-    """Prints what is about to be trained.
+def print_summary(run, decisions: dict[str, tuple[object, str]]) -> None:
+    """Prints what a train.Run is about to train.
 
     decisions: what was decided, such as "device": (value, reason).
     """
+    config, dataset = run.config, run.dataset
     validation = f"{len(dataset.val):,} validation tokens"
     if config.eval_tokens < len(dataset.val):
         validation += f" ({config.eval_tokens:,} of them until the final evaluation)"
-    groups = model.parameter_groups()
+    groups = run.model.parameter_groups()
     counts = {name: sum(p.numel() for p in group) for name, group in groups.items()}
     parts = ", ".join(f"{count:,} in {name}" for name, count in counts.items())
     steps = f"{config.max_steps:,} steps of {config.tokens_per_step:,} tokens"
@@ -36,6 +35,7 @@ def print_summary(config: Config, dataset: Dataset, model: GPT, epochs: float, d
     print(f"model    {sum(counts.values()):,} parameters: {parts}")
     if 2 * counts["embeddings"] > sum(counts.values()):
         print("         most of them are embeddings: a smaller vocabulary or bytes need far fewer")
+    epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     often = f" (the training text is read {epochs:.0f} times)" if epochs >= MANY_EPOCHS else ""
     print(f"run      {steps}, {epochs:.1f} epochs{often}")
     for name, (value, reason) in decisions.items():

@@ -57,13 +57,17 @@ def prepare_folder(run) -> None:
 def refuse_unfinished(last: Path) -> None:
     """Raises UserError if the last run of this name was stopped: it can still be resumed."""
     state = checkpoint.peek(last)
+    try:
+        unfinished = state and state.step > 0 and not finished(state)
+    except UserError:  # its settings are those of another version
+        state = None
     if last.exists() and not state:
         raise UserError(
             f"can't read {last}, from an earlier run: choose another --run_name, or delete it",
             status=2,
         )
-    if state and state["step"] > 0 and not finished(state):
-        step, steps = state["step"], state["config"]["max_steps"]
+    if unfinished:
+        step, steps = state.step, state.settings().max_steps
         raise UserError(
             f"{last} belongs to a run that was stopped at step {step:,} of {steps:,}: continue it"
             " with --resume (with a lower --learning_rate if it diverged), choose another"
@@ -81,7 +85,7 @@ def keep_earlier_run(config: Config) -> None:
     best, last, metrics, _ = paths = [config.path(name) for name in FILES]
     state = checkpoint.peek(last)
     recorded = metrics.exists() and metrics.stat().st_size > 0
-    if state.get("step") == 0 or not (state or best.exists() or recorded):
+    if state and state.step == 0 or not (state or best.exists() or recorded):
         return  # nothing worth keeping, and no reason to replace what an earlier run has kept
     places = {path: path.with_name(f"{path.stem}.prev{path.suffix}") for path in paths}
     kept = {path: new for path, new in places.items() if path.exists()}
@@ -114,19 +118,22 @@ def keep_earlier_run(config: Config) -> None:
 
 def steps_of(*checkpoints: Path) -> int:
     """The largest step of the checkpoints that exist; 0 if none does."""
-    return max(checkpoint.peek(path).get("step", 0) for path in checkpoints)
+    return max(state.step if (state := checkpoint.peek(path)) else 0 for path in checkpoints)
 
 
 def run_ids(*checkpoints: Path) -> set[str]:
     """The runs that the checkpoints belong to, of those that exist."""
-    return {state["run_id"] for path in checkpoints if (state := checkpoint.peek(path))}
+    return {state.run_id for path in checkpoints if (state := checkpoint.peek(path))}
 
 
-def finished(state: dict) -> bool:
-    """Whether the run of a checkpoint's values reached its last step or ran out of patience."""
-    step, start, config = state["step"], state["patience_start"], state["config"]
-    impatient = out_of_patience(step, start, config["eval_interval"], config["patience"])
-    return step >= config["max_steps"] or impatient
+def finished(saved: Checkpoint) -> bool:
+    """Whether the run of a checkpoint reached its last step or ran out of patience.
+
+    Raises UserError if its settings don't fit this version of the code.
+    """
+    step, start, config = saved.step, saved.patience_start, saved.settings()
+    impatient = out_of_patience(step, start, config.eval_interval, config.patience)
+    return step >= config.max_steps or impatient
 
 
 def out_of_patience(step: int, start: int, interval: int, patience: int | None) -> bool:

@@ -7,7 +7,7 @@ import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, groupby
 
 import numpy as np
 
@@ -62,7 +62,8 @@ def limited(corpus: Corpus, limit: int) -> Corpus:
     of it is used; if none does, a part of the first one.
     """
     chosen, total = bytearray(), 0  # a 1 for each document that fits
-    for size in document_sizes(corpus.text()):
+    for _, pieces in by_document(corpus.text()):
+        size = sum(len(piece.encode("utf-8", "surrogatepass")) for _, _, piece in pieces)
         chosen.append(total + size <= limit)
         total += size if chosen[-1] else 0
         if total > 0.99 * limit:  # the rest need not be read
@@ -72,28 +73,19 @@ def limited(corpus: Corpus, limit: int) -> Corpus:
     return replace(corpus, text=lambda: beginning(corpus.text(), limit))
 
 
-def document_sizes(text: Text) -> Iterator[int]:
-    """Yields the length of each document in bytes."""
-    last, size = 0, 0
-    for _, number, piece in numbered(text):
-        if number > last:
-            yield size
-            last, size = number, 0
-        size += len(piece.encode("utf-8", "surrogatepass"))
-    yield size
+def by_document(text: Text) -> Iterator[tuple[int, Iterator[tuple[int, int, str]]]]:
+    """Yields the number of each document and its pieces, as `numbered` does."""
+    return groupby(numbered(text), key=lambda item: item[1])
 
 
 def choose(text: Text, chosen: bytearray) -> Text:
     """The documents whose number has a 1."""
-    last = 0
-    for _, number, piece in numbered(text):
+    for number, pieces in by_document(text):
         if number == len(chosen):
             return
-        if number > last:
-            yield END
-            last = number
         if chosen[number]:
-            yield piece
+            yield from (piece for _, _, piece in pieces)
+            yield END
 
 
 def beginning(text: Text, limit: int) -> Text:
@@ -324,7 +316,7 @@ def substitutes(unknown: str, characters: str) -> dict[str, str]:
     return found
 
 
-def changed(corpus: Corpus, change: Callable[[str], str]) -> Corpus:
+def with_pieces(corpus: Corpus, change: Callable[[str], str]) -> Corpus:
     """The corpus with each piece of its text changed."""
 
     def text(pieces: Text) -> Text:
@@ -345,7 +337,7 @@ def adapt(
     if tokenizer.kind != "char":
         return corpus, found
     if "\r" in found.vocabulary and "\r" not in tokenizer.characters:
-        corpus = changed(corpus, lambda piece: known_line_ends(piece, tokenizer))
+        corpus = with_pieces(corpus, lambda piece: known_line_ends(piece, tokenizer))
         found = survey(corpus)
     unknown = "".join(sorted(set(found.vocabulary) - set(tokenizer.characters)))
     if not unknown:
@@ -368,5 +360,5 @@ def adapt(
             " does not know: prepare both datasets with bytes (..._byte)"
         )
     table = str.maketrans(written)
-    corpus = changed(corpus, lambda piece: piece.translate(table))
+    corpus = with_pieces(corpus, lambda piece: piece.translate(table))
     return corpus, survey(corpus)

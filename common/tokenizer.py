@@ -39,8 +39,9 @@ def code_points(text: str) -> np.ndarray:
 
 
 class Tokenizer:
-    """What all tokenizers share. Each has kind, vocab_size, start_ids, encode, decode and to_dict.
+    """What all tokenizers share.
 
+    Each has kind, vocab_size, start_ids, encode, decode and stream_decoder.
     separator: what is between two documents in its training data; None if that is one text.
     """
 
@@ -171,12 +172,11 @@ class BPETokenizer(ByteTokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         """ids (uint32); "<|endoftext|>" in the text is text like any other. Thread-safe."""
+        encode = partial(self._encoding.encode_to_numpy, disallowed_special=())
         try:
-            return np.asarray(self._encoding.encode_to_numpy(text, disallowed_special=()))
+            return encode(text)
         except ValueError:  # GPT-2's regular expression can't match very long white space
-            parts = re.split(r"(\s{1000})", text)
-            encode = partial(self._encoding.encode_to_numpy, disallowed_special=())
-            return np.concatenate([encode(part) for part in parts])
+            return np.concatenate([encode(part) for part in re.split(r"(\s{1000})", text)])
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
         """ids of texts with the end-of-text token between them, or a blank line if it is unused."""

@@ -26,7 +26,7 @@ on_cpu = dict(
 n_layers = 5
 n_heads = 6
 d_model = 384
-block_size = 256  # an abstract is about 280 tokens
+block_size = 256  # a title and an abstract are about 300 tokens
 dropout = 0.1
 
 batch_size = 16

@@ -28,7 +28,7 @@ n_layers = 5
 n_heads = 6
 d_model = 384
 block_size = 256
-dropout = 0.0  # 30 million tokens, read twice: too few to overfit
+dropout = 0.0  # 30 million tokens, read twice: too little to overfit
 
 batch_size = 16
 optimizer = "muon"

@@ -16,7 +16,7 @@ from common.files import write_bytes
 from data import Corpus, documents
 
 ABOUT = (
-    "5 to 20 MB: titles and abstracts of robotics papers (--category, --max_results);"
+    "titles and abstracts of robotics papers, 1.4 KB each (--category, --max_results);"
     " technical prose in short documents"
 )
 URL = "https://export.arxiv.org/api/query"

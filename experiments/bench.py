@@ -38,12 +38,11 @@ from matplotlib.figure import Figure
 
 import prepare
 from common import gguf
-from common.cli import Parser, command, whole_number
+from common.cli import Parser, command, optional_package, whole_number
 from common.dataset import Dataset
 from common.device import autocast, pick_device, pick_dtype, pick_weights_dtype, reuse_memory
 from common.errors import UserError
 from common.files import ROOT, data_dir
-from common.gpt2 import optional_package
 from common.metrics import read_metrics
 from common.survey import survey
 from common.threads import VARIABLES
@@ -189,7 +188,7 @@ def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dic
         what = f"training, {size:.4g}M parameters, batches of {batch}"
         compiled = {"what": f"{what}, compiled, {precision}", "unit": "tokens/s"}
         not_compiled = {"what": f"{what}, {precision}", "unit": "tokens/s"}
-        fraction = {"what": "its FLOP/s, as a share of the product's below", "unit": "%"}
+        fraction = {"what": "FLOP/s when compiled, as a share of the product's", "unit": "%"}
         product = {"what": f"product of two large matrices, {precision}", "unit": "GFLOP/s"}
         rows += [
             compiled | {"ours": rates["compiled"], **theirs},

@@ -94,15 +94,15 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(saved, tmp_path, monkeypatc
 def test_peek_reads_the_values_of_a_checkpoint(saved, tmp_path):
     checkpoint.save(tmp_path / "a.pt", saved)
     state = checkpoint.peek(tmp_path / "a.pt")
-    assert state["run_id"] == "id"
-    assert state["step"] == 3
+    assert state.run_id == "id"
+    assert state.step == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"To be, or not to be", pickle.dumps({"run_id": "id"})])
 def test_peek_finds_nothing_in_another_file(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
-    assert checkpoint.peek(tmp_path / "a.pt") == {}
-    assert checkpoint.peek(tmp_path / "missing.pt") == {}
+    assert checkpoint.peek(tmp_path / "a.pt") is None
+    assert checkpoint.peek(tmp_path / "missing.pt") is None
 
 
 # files that can't be trusted
@@ -150,7 +150,7 @@ def test_loading_runs_no_code(folder, name):
     with open("evil.pickle", "wb") as file:
         pickle.dump(Malicious(), file)
     assert name in load_error(name)
-    assert checkpoint.peek(name) == {}
+    assert checkpoint.peek(name) is None
     assert not os.path.exists("executed")
 
 

@@ -13,8 +13,11 @@ def test_a_device_is_used_as_set():
 
 
 def test_cuda_means_the_first_gpu(monkeypatch):
+    current = []
     monkeypatch.setattr(torch, "zeros", lambda *_, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert pick_device("cuda")[0] == torch.device("cuda", 0)  # set_device needs the index
+    assert current == [torch.device("cuda", 0)]
 
 
 def test_a_gpu_that_does_not_work_is_an_error_even_with_auto(monkeypatch):

@@ -151,6 +151,18 @@ def test_newlines_around_separators_do_not_count(folder, tiny, kind, separator):
     assert results[0] == results[1]
 
 
+def test_separators_with_the_line_ends_of_windows_are_found(folder, tiny):
+    Path("texts.txt").write_text("\n\n".join(verses(20, seed).strip("\n") for seed in range(30)))
+    prepare("texts_byte", ["texts.txt"], separator="\n\n")
+    train(tiny(dataset="texts_byte", max_steps=1, warmup_steps=0))
+    results = []
+    for line_end in (b"\n", b"\r\n"):
+        Path("text.txt").write_bytes(b"one" + 2 * line_end + b"two")
+        results.append(evaluate.evaluate("out/tiny_best.pt", "text.txt", "cpu"))
+    assert results[0] == results[1]
+    assert results[0]["bytes"] == len("onetwo")
+
+
 def test_whole_files_keep_their_newlines_between_nuls(folder, tiny):
     for i in range(5):
         Path(f"{i}.txt").write_text(verses(20, i))

@@ -13,6 +13,7 @@ import sample
 import train
 from common import gpt2, run_state
 from common.arguments import load_config
+from common.cli import optional_package
 from common.dataset import load_dataset
 from common.errors import UserError
 from model import GPT, GPTConfig
@@ -230,7 +231,7 @@ def test_a_package_that_lacks_another_one_is_not_called_missing(folder, monkeypa
     with pytest.raises(
         UserError, match=r"half_installed can't be imported \(No module named 'yaml"
     ):
-        gpt2.optional_package("half_installed")
+        optional_package("half_installed")
 
 
 # -------------------------------------------------------------------------------------------------

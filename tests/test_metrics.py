@@ -89,6 +89,14 @@ def test_an_overflow_of_float16_is_a_row_without_gradient_norm(path, tiny):
     assert "train/grad_norm" not in row
 
 
+def test_a_run_whose_steps_all_overflow_has_diverged(path, tiny):
+    with open_metrics(path, tiny(), overflows=True) as metrics:
+        for step in range(60):
+            metrics.add(step, 0.1, *numbers(1.0, math.inf if step != 5 else 1.0))
+        with pytest.raises(Diverged, match="grad_norm is inf at step 56"):
+            metrics.flush()
+
+
 def test_only_the_first_process_writes(path, tiny, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with open_metrics(path, tiny()) as metrics:

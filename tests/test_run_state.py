@@ -160,6 +160,15 @@ def test_a_run_that_can_not_be_read_is_not_replaced(dataset, tiny):
     assert contents(Path("out")) == before
 
 
+def test_a_checkpoint_with_the_settings_of_another_version_is_not_replaced(finished_run, tiny):
+    state = torch.load(LAST)
+    torch.save(state | {"config": {"n_layer": 1}}, LAST)
+    before = contents(Path("out"))
+    with pytest.raises(UserError, match="can't read out/tiny_last.pt, from an earlier run"):
+        train(tiny())
+    assert contents(Path("out")) == before
+
+
 def test_a_run_does_not_replace_the_checkpoint_that_it_starts_from(finished_run, tiny):
     shutil.copy(BEST, "out/tiny_best.prev.pt")
     before = contents(Path("out"))
