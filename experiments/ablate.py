@@ -9,7 +9,6 @@ where it stopped. It leaves runs.jsonl in <results>/<study>/.
 """
 
 import math
-import os
 import statistics
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +25,7 @@ from experiments.runs import (
     STUDENT_T,
     Trainer,
     add_options,
+    cores,
     in_run_folder,
     interval,
     markdown,
@@ -45,19 +45,11 @@ TOLERANCE = 0.5  # nats above the arm's best loss; at higher losses a rate count
 # PAIR_DEVIATION for all arms).
 THRESHOLD = 0.02
 
-# The 10M model of configs/shakespeare_char.py, and for a CPU one of the same depth and a quarter of
-# its width.
-GPU = replace(SHORT_RUN, dataset="shakespeare_char", dropout=0.2, max_steps=2000, warmup_steps=100)
-CPU = replace(
-    GPU,
-    d_model=96,
-    n_heads=3,
-    block_size=128,
-    dropout=0.0,
-    batch_size=8,
-    max_steps=600,
-    warmup_steps=50,
-)
+# For a CPU, a model as deep as that of configs/shakespeare_char.py and a quarter as wide, for less
+# than one epoch; for a GPU that model itself, for three epochs.
+BASE = replace(SHORT_RUN, dataset="shakespeare_char", warmup_steps=50)
+CPU = replace(BASE, d_model=96, n_heads=3, block_size=128, batch_size=8, max_steps=600)
+GPU = replace(BASE, batch_size=16, max_steps=735, compile="auto")  # steps recorded as CUDA graphs
 
 
 # -------------------------------------------------------------------------------------------------
@@ -273,11 +265,14 @@ STUDIES = {
 def base_config(study: Study, device: torch.device) -> Config:
     """The settings that a study's arms change. Raises UserError."""
     if study.config is None:
-        return CPU if device.type == "cpu" else GPU
-    values, on_cpu = read_file(study.config)
-    run = {"run_name": "run", "sample_interval": 0, "save_interval": 0}
-    base = make_config(values | on_cpu | run | study.overrides)
-    return replace(base, max_steps=study.steps or base.max_steps)
+        base = CPU if device.type == "cpu" else GPU
+        values = {name: getattr(base, name) for name in SETTINGS}
+    else:
+        values, on_cpu = read_file(study.config)
+        run = {"run_name": "run", "sample_interval": 0, "save_interval": 0}
+        values |= on_cpu | run | {"wandb_mode": "disabled"}
+    steps = {"max_steps": study.steps} if study.steps else {}
+    return make_config(values | study.overrides | steps)
 
 
 def arm_config(study: Study, base: Config, arm: str) -> Config:
@@ -311,6 +306,9 @@ def check(study: Study, seeds: int) -> None:
         if clash := fixed & settings.keys():
             names = ", ".join(clash)
             raise UserError(f"arm {arm!r} can't set {names}: the study does", status=2)
+        if not isinstance(settings.get("max_steps", Times(1)), Times):
+            problem = f"arm {arm!r} must set max_steps in proportion to the base, as Times(...)"
+            raise UserError(problem, status=2)
 
 
 def flops_per_step(config: Config) -> float:
@@ -347,7 +345,7 @@ def run_study(
                 }
                 rate = next_rate(losses)
                 if rate is None:
-                    best[arm] = min(losses, key=losses.get)
+                    best[arm] = min(sorted(losses), key=losses.get)
                 else:
                     points.append((arm, rate, SEARCH_SEED))
         points += [(arm, best[arm], seed) for seed in range(1, seeds + 1) for arm in arms]
@@ -367,11 +365,12 @@ def run_study(
 def next_rate(losses: dict[float, float]) -> float | None:
     """The learning rate to try after these, which are in equal ratios, or None if that is enough.
 
-    Goes beyond the edge at which the best rate lies, until the best lies between worse ones.
+    Goes beyond the edge at which the best rate lies, until the best lies between worse ones. Of
+    equal losses, such as those of runs that all diverged, the one at the lowest rate is the best.
     """
     rates = sorted(losses)
     ratio = rates[1] / rates[0]
-    best = min(losses, key=losses.get)
+    best = min(rates, key=losses.get)
     if rates[0] < best < rates[-1] or len(rates) >= MAX_RATES:
         return None
     return rates[0] / ratio if best == rates[0] else rates[-1] * ratio
@@ -607,7 +606,7 @@ def main(argv: list[str]) -> None:
         f"{seeds} seeds: 95% intervals of about ± {half:.3f} if pairs of runs differ as ours of 500"
         f" steps do (standard deviation {PAIR_DEVIATION}); those of shorter runs differ more"
     )
-    parallel = args.parallel or (os.cpu_count() if device.type == "cpu" else 1)
+    parallel = args.parallel or (cores() if device.type == "cpu" else 1)
     # training times can only be compared with those of the same study
     folder = f"out/ablate_{args.study}" if study.timed else "out/ablate"
     with Trainer(parallel) as trainer:

@@ -333,5 +333,6 @@ def run_curves(name: str, rows: list[dict], grad_clip: float) -> Figure:
     if grad_clip:
         axis = figure.axes[-1]
         axis.axhline(grad_clip, color="black", linestyle=":")
-        axis.text(rows[-1]["step"], grad_clip, "clipped above ", ha="right", va="bottom")
+        last = max(row["step"] for row in rows)
+        axis.text(last, grad_clip, "clipped above ", ha="right", va="bottom")
     return figure

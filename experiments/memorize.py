@@ -10,7 +10,7 @@ from evaluate import mean_loss
 from model import GPT
 
 SAMPLES = 10
-LENGTH = 1000  # tokens of each sample
+LENGTH = 1000  # tokens of each sample, fewer if the validation split is shorter
 
 
 def longest_overlap(text: str, source: str) -> str:
@@ -30,14 +30,14 @@ def memorization(model: GPT, dataset: Dataset, dtype: torch.dtype) -> dict:
     "longest" is the longest of the samples' overlaps itself.
     """
     decode, device = dataset.tokenizer.decode, model.device
-    source = decode(dataset.train.tolist())
+    source, length = decode(dataset.train.tolist()), min(LENGTH, len(dataset.val))
     start = torch.tensor([dataset.tokenizer.start_ids] * SAMPLES, device=device)
     generator = torch.Generator(device).manual_seed(1337)
     model.eval()
-    ids = model.generate(start, LENGTH, temperature=0.8, generator=generator)[:, start.size(1) :]
+    ids = model.generate(start, length, temperature=0.8, generator=generator)[:, start.size(1) :]
     samples = [longest_overlap(decode(sample.tolist()), source) for sample in ids]
-    starts = np.linspace(0, max(0, len(dataset.val) - LENGTH), SAMPLES, dtype=int)
-    passages = [decode(dataset.val[i : i + LENGTH].tolist()) for i in starts]
+    starts = np.linspace(0, len(dataset.val) - length, SAMPLES, dtype=int)
+    passages = [decode(dataset.val[i : i + length].tolist()) for i in starts]
     overlaps = [len(longest_overlap(passage, source)) for passage in passages]
     return {
         "train_loss": mean_loss(model, dataset.train, dtype, len(dataset.val)),

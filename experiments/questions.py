@@ -29,7 +29,7 @@ from common.device import pick_dtype
 from common.errors import UserError
 from common.metrics import read_metrics
 from config import Config
-from evaluate import mean_loss
+from evaluate import BATCH_LOGITS, mean_loss
 from experiments.ablate import CPU
 from experiments.memorize import memorization
 from experiments.runs import add_options, machine, markdown, read_json, with_steps, write_json
@@ -43,7 +43,7 @@ TOO_HIGH = 1.6e-2  # learning rate at which post-norm doesn't learn, from the st
 SEEDS = 3
 GRADIENT_STEPS = (0, 10, 20, 40, 80, 150)  # steps at which gradients are measured
 WINDOWS = 512  # windows of the validation split, for the loss at each position
-FEW_WINDOWS = 64  # windows for all other measurements inside a model
+FEW_WINDOWS = 64  # for all other measurements inside a model; fewer if their logits are large
 
 # -------------------------------------------------------------------------------------------------
 # tools
@@ -125,12 +125,12 @@ def validation_loss(model: GPT, base: Config) -> float:
 @torch.no_grad()
 def look_into(model: GPT, tokens: np.ndarray) -> dict:
     """All measurements inside a model, on a validation split `tokens`."""
-    T = model.config.block_size
-    sums = torch.zeros(T)
-    for part in spaced_windows(tokens, T, WINDOWS).split(FEW_WINDOWS):
+    T, sums = model.config.block_size, torch.zeros(model.config.block_size)
+    few = max(1, min(FEW_WINDOWS, BATCH_LOGITS // (T * model.config.vocab_size)))
+    for part in spaced_windows(tokens, T, WINDOWS).split(few):
         losses = next_token_loss(model(part[:, :-1]), part, reduction="none")
         sums += losses.view(-1, T).sum(0)
-    ids, heads = spaced_windows(tokens, T, FEW_WINDOWS), []
+    ids, heads = spaced_windows(tokens, T, few), []
     with attending(keep=lambda weights: heads.append(weights.mean(0))):
         loss = loss_on(model, ids).item()
     with attending(factor=math.sqrt(model.config.head_dim)):
@@ -312,14 +312,19 @@ def context_table(losses: list[float]) -> str:
 # the command
 
 
+def check(path: str, saved: Checkpoint) -> None:
+    """Raises UserError if what `describe` needs is missing."""
+    saved.check_data(load_dataset(saved.settings().dataset), path)
+    read_metrics(metrics_path(path, saved))
+
+
 def describe(path: str, saved: Checkpoint) -> dict:
     """What the run of a checkpoint was, and its result. Raises UserError."""
-    config, dataset = saved.settings(), load_dataset(saved.config["dataset"])
-    saved.check_data(dataset, path)
+    config, rows = saved.settings(), read_metrics(metrics_path(path, saved))
+    dataset = load_dataset(config.dataset)
     model, _ = saved.build(DEVICE)
     dtype, _ = pick_dtype(config.dtype, DEVICE)
     loss = mean_loss(model, dataset.val, dtype)
-    rows = read_metrics(metrics_path(path, saved))
     reread = saved.step * config.tokens_per_step > len(dataset.train)  # else nothing is memorized
     return {
         "machine": machine(DEVICE),
@@ -360,15 +365,18 @@ def main(argv: list[str]) -> None:
     names = [state.config["run_name"] for state in saved.values()]
     if len(set(names)) < len(names):
         raise UserError(f"several of the runs have the same name: {', '.join(names)}", status=2)
-    runs = [describe(path, state) for path, state in saved.items()]
+    for path, state in saved.items():  # what follows may take hours
+        check(path, state)
+    prepare_missing(base.dataset)
 
     # measure
-    prepare_missing(base.dataset)
     first = saved[args.checkpoints[0]]
     model, _ = first.build(DEVICE)
+    inside = look_into(model, load_dataset(first.config["dataset"]).val)
+    runs = [describe(path, state) for path, state in saved.items()]
     measured = {
         "machine": machine(DEVICE),
-        "checkpoint": look_into(model, load_dataset(first.config["dataset"]).val),
+        "checkpoint": inside,
         "scores": scores_by_width(),
         "norm_times": norm_times(base),
     }

@@ -30,7 +30,6 @@ from experiments import ablate, figures, questions, scaling
 from experiments.runs import add_results, interval, markdown, plus_minus, read_json, read_rows
 from model import flops_per_token
 
-MARK = re.compile(r"<!--([\w-]+: [^>\n]+)-->(.*?)<!---->", re.DOTALL)
 OUTLINE = Path(__file__).with_name("outline.md")
 Values = dict[str, str | Figure]  # texts by name; figures by the name of their file
 
@@ -81,12 +80,12 @@ def trained_values(folder: Path) -> Values:
         for row in rows
         if "sample" in row
     ] or ["(no sample)"]
-    losses = np.array([row["train/loss"] for row in rows if "train/loss" in row])
-    gaps = [  # of each evaluation, to the training loss of up to 50 steps before
-        row["val/loss"] - losses[max(0, row["step"] - 50) : row["step"]].mean()
-        for row in rows
-        if "val/loss" in row and row["step"]
-    ]
+    losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    gaps = []  # of each evaluation, to the training loss of up to 50 steps before
+    for row in rows:
+        before = [losses[step] for step in range(row["step"] - 50, row["step"]) if step in losses]
+        if "val/loss" in row and before:
+            gaps.append(row["val/loss"] - statistics.mean(before))
     norms = np.array([row["train/grad_norm"] for row in rows if "train/grad_norm" in row])
     flops = flops_per_token(config) * config.tokens_per_step * run["step"]
     return {
@@ -178,7 +177,12 @@ def scaling_values(folder: Path) -> Values:
         for point, loss in zip(points, measured)
         if point["tokens"] == budget
     }
-    smaller, largest = sorted(long)[-2:]
+
+    def gain(losses: dict[int, float]) -> str:
+        sizes = (scaling.SIZES[3], scaling.SIZES[-1])
+        counts = [scaling.parameter_counts(size, scaling.VOCAB_SIZE)[0] for size in sizes]
+        smaller, largest = map(losses.get, counts)
+        return f"{smaller - largest:.3f}" if smaller and largest else "(a run diverged)"
 
     def tenfold(name: str) -> str:
         law, _ = laws[name]
@@ -191,8 +195,8 @@ def scaling_values(folder: Path) -> Values:
         "tenfold compute": tenfold(scaling.MAIN),
         "tenfold size": f"{10**law.growth:.1f} times",
         "tenfold compute without the shortest budget": tenfold("without the shortest budget"),
-        "gain on short text": f"{short[smaller] - short[largest]:.3f}",
-        "gain on long text": f"{long[smaller] - long[largest]:.3f}",
+        "gain on short text": gain(short),
+        "gain on long text": gain(long),
         "law.png": figures.law(rows, laws),
         "short_text.png": figures.short_text(rows),
         "tables": scaling.tables(rows, laws),
@@ -210,8 +214,10 @@ def study_values(name: str, folder: Path) -> Values:
     if study.unit == "bits_per_byte":
         values["vocabularies"] = ablate.vocabulary_table(study, rows)
     for arm in ablate.arms_of(study, rows):
-        if pair := ablate.difference(study, rows, arm):
-            values[arm] = plus_minus(*pair)
+        if arm != study.first:
+            pair = ablate.difference(study, rows, arm)
+            why_not = f"({ablate.why_not_compared(study, rows, arm)})"
+            values[arm] = plus_minus(*pair) if pair else why_not
         for rate in ablate.rates_of(rows, arm):
             mean = statistics.mean(ablate.losses_at(study, rows, arm, rate))
             values[f"{arm} at {rate:g}"] = f"{mean:.3f}"
@@ -247,6 +253,10 @@ PARTS = {
     "trained": (QUESTIONS, trained_values),
     "questions": (QUESTIONS, question_values),
 }
+
+
+NAMES = "|".join([*PARTS, "studies"])
+MARK = re.compile(rf"<!--((?:{NAMES}): [^>\n]+)-->(.*?)<!---->", re.DOTALL)
 
 
 def all_values(results: Path) -> Values:
@@ -307,7 +317,7 @@ def fill(text: str, values: dict[str, str]) -> str:
     goes on separate lines, because Markdown treats the rest of such a line as HTML.
     """
     measured = {name.split(": ")[0] for name in values}
-    marks = re.findall(rf"<!--(?:(?:{'|'.join([*PARTS, 'studies'])}): [^>\n]+)?-->", text)
+    marks = re.findall(rf"<!--(?:(?:{NAMES}): [^>\n]+)?-->", text)
     for mark, end in zip_longest(marks[::2], marks[1::2]):
         if mark == "<!---->" or end != "<!---->":
             where = "no <!----> after it"

@@ -15,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Hashable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from itertools import islice
@@ -29,7 +30,7 @@ from common.cli import Parser, whole_number
 from common.dataset import load_dataset
 from common.device import has_bfloat16, pick_device, pick_dtype
 from common.errors import UserError
-from common.files import write_bytes
+from common.files import locked, write_bytes
 from common.metrics import Diverged, read_metrics, summarize
 from config import Config
 from evaluate import mean_loss
@@ -46,6 +47,7 @@ SHORT_RUN = Config(
     sample_interval=0,
     save_interval=0,
     compile=False,
+    wandb_mode="disabled",
 )
 
 # 97.5% quantiles of Student's t for 2, 3, ... 10 values
@@ -86,6 +88,13 @@ def add_options(parser: Parser, *, parallel: bool = True) -> None:
         )
 
 
+def cores() -> int:
+    """How many cores of the CPU this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def with_steps(base: Config, steps: int) -> Config:
     """The base with another number of steps, and a warmup in proportion."""
     warmup = base.warmup_steps * steps // base.max_steps
@@ -109,12 +118,23 @@ def in_run_folder(config: Config, parent: str) -> Config:
 def run_one(config: Config) -> dict:
     """Trains, and leaves result.json in the run's out_dir instead of checkpoints.
 
+    If another program trains the same run, waits for its result.
+    """
+    folder = Path(config.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, f"waiting for another program, which trains {folder}", wait=True):
+        path = folder / "result.json"
+        return read_json(path) if path.exists() else train_and_measure(config)
+
+
+def train_and_measure(config: Config) -> dict:
+    """Trains, writes result.json, and removes the checkpoints. Returns the result.
+
     "final" and "best" are losses on the whole validation split, after the last step and of the
     best checkpoint; "diverged" is a step or None. If the run diverged, "final" is None and "best"
     its lowest evaluation, on eval_tokens. Raises KeyboardInterrupt if Ctrl-C ended the run.
     """
     folder = Path(config.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     if config.path("last.pt").exists():  # the run was interrupted
         config = replace(config, resume=True)
     diverged = None
@@ -213,8 +233,11 @@ class Trainer:
         return {key: read_json(path) for key, path in paths.items()}
 
     def train_in_processes(self, configs: list[Config]) -> None:
-        """Trains in several processes that divide the CPU's cores among them."""
-        threads = max(1, (os.cpu_count() or 1) // self.parallel)
+        """Trains in several processes that divide the CPU's cores among them.
+
+        Raises UserError if a process was killed.
+        """
+        threads = max(1, cores() // self.parallel)
         spawn = multiprocessing.get_context("spawn")
         stop, waiting = spawn.Event(), iter(configs)
         with ProcessPoolExecutor(self.parallel, spawn, start_worker, (threads, stop)) as pool:
@@ -230,6 +253,11 @@ class Trainer:
                         self.bar.update()
                     # no more than can run: those waiting in the pool would start after Ctrl-C
                     running |= {pool.submit(work, config) for config in islice(waiting, len(done))}
+            except BrokenProcessPool:
+                raise UserError(
+                    "a process was killed, perhaps because memory ran out: the same command with a"
+                    " lower --parallel continues"
+                ) from None
             except BaseException:
                 stop.set()
                 raise
@@ -303,8 +331,13 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Writes one JSON object per line."""
-    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    """Writes one JSON object per line. A file with other rows is kept, as *.prev.jsonl."""
+    lines = [json.dumps(row) for row in rows]
+    if path.exists() and set(path.read_text(encoding="utf-8").splitlines()) - set(lines):
+        kept = path.with_name(f"{path.stem}.prev{path.suffix}")
+        os.replace(path, kept)
+        print(f"kept other results of an earlier run as {kept}")
+    write_bytes(path, "".join(line + "\n" for line in lines).encode())
 
 
 def write_json(path: Path, value, indent: int | None = None) -> None:

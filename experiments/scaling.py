@@ -12,7 +12,6 @@ stopped. It leaves runs.jsonl and laws.json in <results>/scaling/.
 
 import itertools
 import math
-import os
 import statistics
 from collections import defaultdict
 from dataclasses import astuple, dataclass, replace
@@ -24,12 +23,14 @@ import torch.nn.functional as F
 
 from common.cli import Parser, command
 from common.dataset import load_dataset
+from common.errors import UserError
 from config import Config
 from experiments.ablate import next_rate
 from experiments.runs import (
     SHORT_RUN,
     Trainer,
     add_options,
+    cores,
     in_run_folder,
     markdown,
     read_json,
@@ -122,7 +123,8 @@ def fit(N, D, L, starts: list[np.ndarray] | None = None) -> Law:
     logs = [torch.tensor(np.log(values), dtype=torch.float64) for values in (N, D, L)]
     descents = [descend(start, *logs) for start in starts or find_starts(N, D, L)]
     _, (e, a, b, alpha, beta) = min(descents)
-    return Law(math.exp(e), math.exp(a), math.exp(b), alpha, beta)
+    # more parameters or text can't do harm: few and short runs may look as if they did
+    return Law(math.exp(e), math.exp(a), math.exp(b), max(alpha, 1e-3), max(beta, 1e-3))
 
 
 def descend(start: np.ndarray, log_N, log_D, log_L) -> tuple[float, list[float]]:
@@ -245,9 +247,16 @@ def rate_rule(rows: list[dict]) -> tuple[float, float]:
 def run_analysis(seeds: int, trainer: Trainer, scale: float = 1.0) -> list[dict]:
     """The result of every run, with its part, size and tokens; trains only what is missing.
 
-    scale: of the lengths of all runs.
+    scale: of the lengths of all runs. Raises UserError if the long text is too short.
     """
     datasets = {name: load_dataset(name) for name in (LONG, SHORT)}
+    longest, available = round(scale * max(BUDGETS)), len(datasets[LONG].train)
+    if longest > available:
+        raise UserError(
+            f"the longest runs read {longest:,} tokens, but {LONG} has only {available:,} for"
+            " training: lower --steps",
+            status=2,
+        )
     blocks = {size: parameter_counts(size, VOCAB_SIZE)[0] for size in SIZES}  # no embedding
     on_long_text = [
         *(("fit", *point) for point in itertools.product(BUDGETS[:-1], SIZES[:-1])),
@@ -453,10 +462,10 @@ def main(argv: list[str]) -> None:
     folder = args.results / "scaling"
     for dataset in (LONG, SHORT):
         prepare_missing(dataset)
-    with Trainer(args.parallel or os.cpu_count()) as trainer:
+    with Trainer(args.parallel or cores()) as trainer:
         rows = run_analysis(args.seeds or SEEDS, trainer, (args.steps or RATE_STEPS) / RATE_STEPS)
-    laws = fit_laws(rows)
     write_rows(folder / "runs.jsonl", rows)
+    laws = fit_laws(rows)
     write_laws(folder / "laws.json", laws)
     print(tables(rows, laws))
     print(f"\npython -m experiments.report --results {args.results} writes a report")
