@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TINY, verses
+from helpers import ROOT, TINY, shorten_endings, verses
 
 from common import gpt2_bpe
 from common.errors import UserError
 from config import Config
 from prepare import prepare
-from train import Run, train
+from train import train
 
 os.environ["CAPSTONE_DATA"] = "data"  # datasets are in the current folder of each test
 torch.set_num_threads(1)  # the models here are so small that threads would only wait
@@ -30,9 +30,7 @@ def short_endings(request, monkeypatch):
     Not in tests marked whole_endings, nor in other processes.
     """
     if "whole_endings" not in request.keywords:
-        monkeypatch.setattr("train.draw", lambda runs, out: None)
-        sample = Run.sample
-        monkeypatch.setattr(Run, "sample", lambda run, length: sample(run, min(length, 50)))
+        shorten_endings(monkeypatch)
 
 
 @pytest.fixture

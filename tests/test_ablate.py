@@ -89,6 +89,16 @@ def test_next_rate_widens_until_the_best_rate_is_between_worse_ones(best):
     assert min(losses) < found < max(losses)
 
 
+def test_next_rate_goes_below_rates_at_which_all_runs_diverge():
+    assert ablate.next_rate(dict.fromkeys((4e-3, 2e-3, 8e-3), math.inf)) == 1e-3
+
+
+def test_a_study_can_change_its_base_and_its_length():
+    study = Study("Which?", {"a": {}}, overrides={"dataset": "notes_char"}, steps=300)
+    base = ablate.base_config(study, torch.device("cpu"))
+    assert base == replace(ablate.CPU, dataset="notes_char", max_steps=300)
+
+
 def test_next_rate_gives_up_after_a_number_of_rates():
     falling = {2.0**-i: -i for i in range(ablate.MAX_RATES)}  # the lower, the better
     assert ablate.next_rate(falling) is None
@@ -249,6 +259,7 @@ def test_a_vocabulary_that_diverged_has_no_mean():
         ({"seed": 1}, 3, "arm 'b' can't set seed"),
         ({}, 1, "2 to 10 seeds, not 1"),
         ({}, 11, "2 to 10 seeds, not 11"),
+        ({"max_steps": 900}, 3, "max_steps in proportion"),
     ],
 )
 def test_a_study_that_would_not_compare_what_it_says_is_refused(settings, seeds, problem):

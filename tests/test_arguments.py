@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from common import checkpoint
 from common.arguments import load_config, parse_arguments, read_file, resumed_config
@@ -40,6 +41,13 @@ def test_the_command_line_overrides_on_cpu_the_file_and_the_defaults(config_file
     assert config.n_heads == 4
     assert config.n_layers == 2
     assert config.d_model == Config.d_model
+
+
+def test_on_cpu_does_not_apply_on_a_gpu(config_file, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr("common.arguments.pick_device", lambda name: (gpu, ""))
+    path = config_file("n_heads = 3\non_cpu = dict(n_heads=4)\n")
+    assert load_config([path])[0].n_heads == 3
 
 
 def test_on_cpu_reports_every_value_and_what_it_overrides(config_file, capsys):

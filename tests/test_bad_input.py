@@ -209,7 +209,6 @@ def test_bad_input_is_refused_in_one_line(files, capsys, command, status, words)
 @pytest.mark.parametrize(
     "command, status, words",
     [
-        (["train.py", "tiny.py", "--learning_rat=1"], 2, "did you mean learning_rate?"),
         (["prepare.py", "a_char", "--input", "none.txt"], 1, "none.txt"),
         (["plot.py", "none.jsonl"], 1, "none.jsonl"),
     ],

@@ -12,6 +12,7 @@ from experiments import bench
 from experiments.runs import write_rows
 from model import flops_per_token
 from prepare import prepare
+from train import main
 
 CHECKOUT = {  # files of a pretended nanoGPT
     "model.py": """
@@ -74,11 +75,17 @@ def test_nanogpt_is_optional_but_must_exist(nanogpt, capsys):
     assert "no nanoGPT in nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_training_rates_come_from_what_both_programs_report(nanogpt):
+def test_our_training_rate_comes_from_a_run(folder, monkeypatch):
+    def run_here(line, variables):
+        assert main([str(argument) for argument in line[1:]]) == 0
+
+    monkeypatch.setattr(bench, "run_python", run_here)
     Path("verses.txt").write_text(verses(400))
     prepare("shakespeare_char", ["verses.txt"])
     assert bench.our_training_rate(SHAPE | {"device": "cpu", "compile": False}, 8) > 0
+
+
+def test_nanogpts_training_rate_comes_from_what_it_prints(nanogpt):
     rate = bench.nanogpt_training_rate("nanogpt", SHAPE, 8, torch.device("cpu"))
     assert rate == pytest.approx(2 * 8 / 0.1)  # the first steps don't count
 

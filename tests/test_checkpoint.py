@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 import zipfile
 from dataclasses import asdict, replace
 
@@ -87,6 +88,19 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(saved, tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device.*previous file is unchanged"):
         checkpoint.save(path, replace(saved, step=4))
+    assert checkpoint.load(path).step == 3
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_disk_that_refuses_what_torch_writes_leaves_the_old_checkpoint(saved, tmp_path):
+    path, (soft, hard) = tmp_path / "a.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoint.save(path, saved)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError, match="File too large.*previous file is unchanged"):
+            checkpoint.save(path, replace(saved, step=4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.load(path).step == 3
     assert os.listdir(tmp_path) == ["a.pt"]
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.device import compile_model
 from common.tokenizer import CharTokenizer
 from config import Config
 from model import GPT, GPTConfig, Graph, GraphCache, KVCache
-from train import Run, objective_and_loss
+from train import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 SMALL = {"vocab_size": 50, "n_layers": 2, "n_heads": 2, "d_model": 64, "block_size": 32}
@@ -32,10 +31,7 @@ def train(compiled: bool, **settings) -> tuple[list[list[float]], torch.Tensor]:
     ids = np.random.default_rng(0).integers(50, size=5000).astype(np.uint16)
     dataset = SimpleNamespace(train=ids, tokenizer=CharTokenizer("".join(map(chr, range(50)))))
     run = Run(config, dataset, torch.device("cuda", 0), torch.bfloat16)
-    run.graph = Graph()
-    if compiled:
-        run.wrapped_model = compile_model(run.model)
-        run.objective_and_loss = torch.compile(objective_and_loss)
+    run.accelerate(compiled)
     results = []
     for step in range(10):
         results.append(torch.stack(run.update(step)).tolist())

@@ -71,6 +71,12 @@ def test_without_a_working_compiler_auto_does_not_compile(monkeypatch):
         pick_compile(True, CPU, flops=1e9)
 
 
+def test_long_runs_are_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    assert pick_compile("auto", CPU, flops=1e14)[0]
+    assert pick_compile(True, CPU, flops=0) == (True, "as set")
+
+
 def test_a_compiled_model_shares_the_weights_of_the_model():
     config = GPTConfig(vocab_size=5, block_size=8, n_layers=1, n_heads=1, d_model=8)
     model = GPT(config)

@@ -26,13 +26,19 @@ def torchrun(processes: int, *options: str, **settings) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_several_processes_compute_the_same_as_one(dataset, empty_config, tiny):
-    settings = {"batch_size": 8, "micro_batch_size": 1, "eval_tokens": 500}
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_several_processes_compute_the_same_as_one_even_if_one_dies(dataset, empty_config, tiny):
+    settings = {"batch_size": 8, "micro_batch_size": 1, "eval_tokens": 500, "learning_rate": 1e-3}
+    settings |= {"max_steps": 40, "eval_interval": 20, "save_interval": 5}
     alone = train(tiny(**settings, run_name="alone"))
-    process = torchrun(2, **settings)
+    process = torchrun(2, "--max_restarts=1", **settings)
+    wait_for_line(process, "step      8 |")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    os.kill(int(children.split()[1]), signal.SIGKILL)
     output, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert output.count("step      0 | validation loss") == 1  # only the first process prints
+    assert process.returncode == 0, output + error
+    assert "resumed from out/tiny_last.pt" in output
+    assert output.count("step     40 | validation loss") == 1  # only the first process prints
 
     together, expected = timeless(METRICS), timeless("out/alone_metrics.jsonl")
     assert [row["step"] for row in together] == [row["step"] for row in expected]
@@ -44,19 +50,6 @@ def test_several_processes_compute_the_same_as_one(dataset, empty_config, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_after_the_death_of_a_process_torchrun_resumes_the_run(dataset, empty_config):
-    process = torchrun(2, "--max_restarts=1", max_steps=120, save_interval=10, eval_interval=60)
-    wait_for_line(process, "step     30 |")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    os.kill(int(children.split()[1]), signal.SIGKILL)
-    output, error = process.communicate(timeout=120)
-    assert process.returncode == 0, output + error
-    assert "resumed from out/tiny_last.pt" in output
-    assert trained_steps(METRICS) == list(range(120))
-
-
-@pytest.mark.slow
 def test_sigterm_stops_all_processes_at_the_same_step(dataset, empty_config):
     process = torchrun(2, max_steps=100_000, eval_interval=50_000)
     wait_for_line(process, "step     20 |")
@@ -65,7 +58,21 @@ def test_sigterm_stops_all_processes_at_the_same_step(dataset, empty_config):
     step = checkpoint.load(LAST).step
     assert step > 20
     assert f"saved out/tiny_last.pt at step {step}" in output
+    assert "torchrun --nproc_per_node=2" in output
     assert trained_steps(METRICS) == list(range(step))
+
+
+@pytest.mark.parametrize("rank, error", [("0", UserError), ("1", SystemExit)])
+def test_an_error_of_the_first_process_ends_all(monkeypatch, rank, error):
+    def fail():
+        raise UserError("no data")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(distributed, "any_process", lambda failed: [True])
+    monkeypatch.setattr(distributed, "exit_process", sys.exit)
+    with pytest.raises(error):
+        distributed.on_first(fail)
 
 
 @pytest.mark.parametrize("micro_batch_size, parts", [(None, ""), (2, " in micro-batches of 2")])

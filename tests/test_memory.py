@@ -41,6 +41,7 @@ def test_memory_does_not_grow(dataset, empty_config, request, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
     process = start_python("-c", WATCHED, empty_config, *arguments(**settings))
     output, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
     found = re.findall(r"^memory at step (\d+) (\d+)$", output, flags=re.MULTILINE)
     memory = {int(step): int(size) for step, size in found}
     print({step: round(size / 1e6, 1) for step, size in memory.items()})

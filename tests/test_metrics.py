@@ -97,6 +97,15 @@ def test_a_run_whose_steps_all_overflow_has_diverged(path, tiny):
             metrics.flush()
 
 
+def test_the_curves_of_a_long_run_are_thinned_evenly(path, tiny, monkeypatch):
+    monkeypatch.setattr("common.metrics.CURVE_POINTS", 10)
+    with open_metrics(path, tiny()) as metrics:
+        for step in range(100):
+            metrics.write(step, {"train/loss": 1.0})
+        metrics.write(100, {"val/loss": 1.0})
+        assert [row["step"] for row in metrics.curves] == [*range(0, 100, 16), 100]
+
+
 def test_only_the_first_process_writes(path, tiny, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with open_metrics(path, tiny()) as metrics:

@@ -421,15 +421,6 @@ def test_greedy_generation_takes_the_most_likely_token(options):
     assert torch.equal(model.generate(idx, 13, **options), expected)
 
 
-def test_a_full_window_is_cut_to_its_last_half():
-    model, idx = make(SMALL), tokens(1, 16)
-    first = model(idx)[:, -1].argmax(-1, keepdim=True)
-    half = torch.cat((idx, first), 1)[:, -8:]
-    second = model(half)[:, -1].argmax(-1, keepdim=True)
-    generated = model.generate(idx, 2, temperature=0)[:, 16:]
-    assert torch.equal(generated, torch.cat((first, second), 1))
-
-
 @pytest.mark.parametrize(
     "options, expected",
     [

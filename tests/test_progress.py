@@ -2,12 +2,14 @@
 
 import os
 import re
+import sys
 import termios
+import threading
 from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, arguments, start
+from helpers import ROOT
 
 from common import progress
 from common.progress import Progress, print_resume_command
@@ -120,18 +122,25 @@ def test_many_epochs_are_pointed_out(dataset, tiny, capsys):
     assert "(the training text is read" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_every_line_fits_a_terminal_of_80_columns(dataset):
+def test_every_line_fits_a_terminal_of_80_columns(dataset, tiny):
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (24, 80))
-    run = start("train.py", *arguments(max_steps=40, eval_interval=20), stdout=slave, stderr=slave)
-    os.close(slave)
-    printed = b""
-    with suppress(OSError):  # the end of a terminal's output
-        while piece := os.read(master, 1 << 16):
-            printed += piece
-    assert run.wait() == 0
-    lines = re.split(r"[\r\n]+", printed.decode())
+    printed = []
+
+    def read():
+        with suppress(OSError):  # the end of a terminal's output
+            while piece := os.read(master, 1 << 16):
+                printed.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(slave, "w") as terminal, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+        train(tiny(max_steps=40, eval_interval=20))
+    reader.join()
+    os.close(master)
+    lines = re.split(r"[\r\n]+", b"".join(printed).decode())
     steps = [line for line in lines if re.match(r"step +[\d,]+ \| ", line)]
     assert len(steps) == 42  # 39 log lines, 3 evaluations
     assert max(map(len, steps)) <= 80

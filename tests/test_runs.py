@@ -82,7 +82,7 @@ def test_one_progress_line_counts_the_runs_of_all_calls(configs):
     [("Ctrl-C", "they start"), ("SIGTERM", "they train")],
 )
 def test_a_signal_stops_the_runs_starts_no_other_and_says_how_to_go_on(dataset, signal_name, when):
-    settings = TINY | {"max_steps": 10**6, "compile": False}
+    settings = TINY | {"max_steps": 10**6, "eval_interval": 10**6, "compile": False}
     Path("endless.py").write_text(ENDLESS.format(root=str(ROOT), settings=settings))
     process = start_python("endless.py", start_new_session=True)
     saved = [Path(f"out/{i}/tiny_last.pt") for i in range(3)]
@@ -134,12 +134,17 @@ def test_an_interrupted_run_continues(configs, monkeypatch):
 
 @pytest.mark.slow
 def test_run_all_in_processes_gives_the_same_results(configs):
-    in_processes = runs.Trainer(parallel=2)(configs)
-    for name, config in configs.items():
-        here = runs.run_one(replace(config, out_dir=f"out/again-{name}"))
-        there = in_processes[name]
-        varying = {name: there[name] for name in ("machine", "milliseconds_per_step")}
-        assert here | varying == there
+    there = runs.Trainer(parallel=2)({"calm": configs["calm"]})["calm"]
+    here = runs.run_one(replace(configs["calm"], out_dir="out/again"))
+    varying = {name: there[name] for name in ("machine", "milliseconds_per_step")}
+    assert here | varying == there
+
+
+@pytest.mark.slow
+def test_a_run_that_another_program_has_finished_is_not_trained_again(configs):
+    result = runs.run_one(configs["calm"])
+    again = runs.run_one(configs["calm"])
+    assert again == result
 
 
 def test_run_folders_differ_if_any_setting_or_the_data_does(dataset, tiny):
@@ -178,3 +183,13 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     assert runs.read_rows(tmp_path / "new" / "rows.jsonl") == rows
     assert len((tmp_path / "new" / "rows.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "new" / "rows.jsonl").read_text().splitlines()[1]) == {"a": 2}
+
+
+def test_rows_of_other_results_are_kept(tmp_path, capsys):
+    path, rows = tmp_path / "runs.jsonl", [{"seed": 1}, {"seed": 2}]
+    runs.write_rows(path, rows[:1])
+    runs.write_rows(path, rows)  # a further seed
+    assert capsys.readouterr().out == ""
+    runs.write_rows(path, [{"seed": 3}])
+    assert "runs.prev.jsonl" in capsys.readouterr().out
+    assert runs.read_rows(tmp_path / "runs.prev.jsonl") == rows

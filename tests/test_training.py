@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import (
     NEEDS_COMPILER,
+    ROOT,
     arguments,
     before_update,
     run,
@@ -72,7 +73,8 @@ def test_a_run_prints_its_plan_its_losses_and_its_next_command(dataset, tiny, ca
     assert "step     11 | loss" in printed
     assert "step     12 | validation loss" in printed
     assert "| best" in printed
-    assert "sample.py --ckpt out/tiny_best.pt" in printed
+    sample = ROOT / "sample.py"
+    assert f"sample from it: python {sample} --ckpt out/tiny_best.pt" in printed
 
 
 def test_metrics_have_a_row_for_every_step_and_evaluation(dataset, tiny):
