@@ -19,8 +19,8 @@ from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
 from common.files import read_text
 from common.gpt2 import load_model
-from common.inputs import divided
-from common.tokenizer import UnknownCharacters, known_line_ends
+from common.inputs import is_json, split_documents
+from common.tokenizer import CARRIAGE_RETURNS, UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
 BATCH_TOKENS = 1 << 14  # tokens per forward pass
@@ -88,13 +88,11 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         if text != original:
             note = "note: the model does not know \\r: each \\r\\n or \\r counts as one \\n"
             print(note, file=sys.stderr)
-        elif "\r" in text and tokenizer.kind != "char":
-            note = "note: the text has carriage returns (line ends of Windows): remove them with"
-            note += " dos2unix, unless the training text had them"
-            print(note, file=sys.stderr)
-        documents = [text]
-        if tokenizer.separator and tokenizer.separator in text.replace("\r\n", "\n"):
-            documents = divided(text, tokenizer.separator) or [""]
+        elif "\r" in text:
+            print(CARRIAGE_RETURNS, file=sys.stderr)
+        if is_json(text_path):
+            print(f"note: {text_path} is measured as it is, not by fields", file=sys.stderr)
+        documents = split_documents(text, tokenizer) or [""]
         try:
             tokens = tokenizer.encode_documents(documents)
         except UnknownCharacters as error:

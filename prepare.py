@@ -330,13 +330,14 @@ def make_dataset(
     other = other_tokenizer(tokenizer_of, kind) if tokenizer_of else None
     if limit:
         corpus = limited(corpus, limit)
+    original = corpus
 
     # first pass: what is in the text
     found = survey(corpus)
     for warning in found.warnings:
         print(f"warning: {warning}")
     if other:
-        corpus, found = adapt(corpus, found, other, tokenizer_of, replace_unknown)
+        corpus, found = adapt(original, found, other, tokenizer_of, replace_unknown)
     assignment = assign(found, val_fraction)
     documents = int((assignment != LEFT_OUT).sum())
 
@@ -363,9 +364,12 @@ def make_dataset(
     else:
         characters = found.vocabulary + ("" if between else blank_line)
         tokenizer = make_tokenizer(kind, characters, between)
-    # a separator from the command line is no longer in the text; BPE's is a token, not text
+    tokenizer.divider = separator if several[TRAIN] else None
+    # a separator from the command line is no longer in the text (except for a newline that was a
+    # carriage return); BPE's is a token, not text
     end = None if isinstance(tokenizer, BPETokenizer) else tokenizer.separator
-    possible = end and end != separator and set(end) <= set(found.vocabulary)
+    absent = end == separator and corpus is original
+    possible = end and not absent and set(end) <= set(found.vocabulary)
     if possible and any(end in piece for _, _, piece in numbered(*corpus.texts())):
         print(f"warning: {end!r} is in the text, and stands for the end of a document here")
 

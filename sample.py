@@ -6,6 +6,8 @@ python sample.py --ckpt out/capstone_best.pt --interactive
 
 import common.threads  # isort: skip  # noqa: F401 (before torch)
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -15,14 +17,16 @@ from common.device import pick_device, pick_weights_dtype
 from common.errors import UserError
 from common.files import read_text
 from common.gpt2 import load_model
-from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends
+from common.tokenizer import CARRIAGE_RETURNS, Tokenizer, UnknownCharacters, known_line_ends
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """The prompt's ids, or those that a text without a prompt starts from. Raises UserError."""
-    text = known_line_ends(text, tokenizer)
+    text, separator = known_line_ends(text, tokenizer), tokenizer.separator
+    if separator and tokenizer.divider:  # then prepare.py dropped the newlines around it
+        text = re.sub(rf"[\r\n]*{re.escape(separator)}[\r\n]*", lambda _: separator, text)
     try:
-        documents = text.split(tokenizer.separator) if tokenizer.separator else [text]
+        documents = text.split(separator) if separator else [text]
         ids = tokenizer.encode_documents(documents)
         return ids.tolist() or tokenizer.start_ids
     except UnicodeEncodeError:
@@ -207,6 +211,8 @@ def main(argv: list[str]) -> None:
 
     # the text
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
+    if "\r" in known_line_ends(prompt, tokenizer):
+        print(CARRIAGE_RETURNS, file=sys.stderr)
     if args.interactive:
         encode_prompt(prompt, tokenizer)  # raises UserError if the model does not know it
         one_line = tokenizer.kind == "char" and "\n" not in tokenizer.characters

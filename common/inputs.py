@@ -23,7 +23,7 @@ from common.files import (
     matches,
     read_pieces,
 )
-from common.tokenizer import NUL
+from common.tokenizer import NUL, Tokenizer
 from data import END, Corpus, Text, documents
 
 LONG_DOCUMENT = 1 << 20  # characters; longer ones are passed on in pieces
@@ -54,9 +54,12 @@ class Input:
             self.copy.seek(0)
         return read_pieces(self.copy or self.path, encoding, self.size, self.name)
 
-    def is_utf8(self) -> bool:
-        """Whether it has no byte order mark, but characters beyond ASCII, most of them in UTF-8."""
-        decoder, valid = codecs.getincrementaldecoder("utf-8")("replace"), 0
+    def is_utf8(self, or_ascii: bool = False) -> bool:
+        """Whether it has no byte order mark, but characters beyond ASCII, most of them in UTF-8.
+
+        or_ascii: also if it has ASCII only, but no NUL (as other encodings of ASCII have).
+        """
+        decoder, valid, nuls = codecs.getincrementaldecoder("utf-8")("replace"), 0, 0
         with nullcontext(self.copy) if self.copy else open(self.path, "rb") as file:
             file.seek(0)
             if marked_encoding(file.peek(4)):
@@ -65,7 +68,8 @@ class Input:
                 text = decoder.decode(block)
                 beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
                 valid += beyond_ascii - 2 * text.count("\ufffd")  # what can't be decoded
-        return valid > 0
+                nuls += text.count(NUL)
+        return valid > 0 or or_ascii and self.size > 0 and valid == nuls == 0
 
 
 def read_inputs(
@@ -101,10 +105,11 @@ def read_inputs(
     if skip_undecodable:
         found = without_undecodable(found, encoding)
     expects_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
-    if not expects_utf8 and (misread := [file.name for file in found if file.is_utf8()]):
+    wide = "a".encode(encoding) != b"a"  # UTF-16, for example, which reads ASCII as something else
+    if not expects_utf8 and (misread := [file.name for file in found if file.is_utf8(wide)]):
         print(f"warning: --encoding {encoding} misreads these files, in UTF-8: {listed(misread)}")
-    if not field and (named := [i.name for i in found if i.name.endswith((".jsonl", ".ndjson"))]):
-        print(f"note: --field NAME makes each line of {listed(named)} a document")
+    if not field and (named := [file.name for file in found if is_json(file.name)]):
+        print(f"note: {listed(named)} is read as plain text; for JSON Lines, use --field NAME")
 
     def text() -> Text:
         problems, unreadable, separated = [], [], False
@@ -183,10 +188,14 @@ def json_documents(name: str, pieces: Iterable[str], fields: Sequence[str]) -> I
                     f"{name}, line {number:,}: the field {field!r} {problem}; there are"
                     f" {listed([repr(key) for key in record])}"
                 )
-        text = "\n\n".join(record[field] for field in fields)
-        text = text if text.strip() else ""
+        text = "\n\n".join(record[field] for field in fields if record[field].strip())
         # unpaired surrogates can't be written as UTF-8
         yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def is_json(name: str) -> bool:
+    """Whether a file is JSON, by its name."""
+    return name.lower().endswith((".json", ".jsonl", ".ndjson"))
 
 
 def lines(pieces: Iterable[str]) -> Iterator[str]:
@@ -224,21 +233,28 @@ def divide(pieces: Iterable[str], separator: str) -> Text:
         if len(rest) > LONG_DOCUMENT:
             # keep what may be the beginning of a separator, or newlines at the end
             end = last_gap(rest[: -2 * len(separator)].rstrip())
-            yield rest[:end] if begun else rest[:end].lstrip("\r\n")
-            rest, begun = rest[end:], True
+            part = rest[:end] if begun else rest[:end].lstrip("\r\n")
+            yield part
+            rest, begun = rest[end:], begun or part != ""
     yield trim(rest, begun)
 
 
-def divided(text: str, separator: str) -> list[str]:
-    """The documents of a text with separators, without empty ones, as `prepare.py` makes them.
+def split_documents(text: str, tokenizer: Tokenizer) -> list[str]:
+    """The documents of a text, without empty ones, as `prepare.py` divided the training text.
 
-    A NUL stands between whole files, which keep the newlines at their ends.
+    If the text has the tokenizer's own separator, that divides it. Only documents that were not
+    files lose the newlines around them.
     """
-    joined = text
-    if separator != NUL:
-        pieces = divide([text], separator)
-        joined = "".join(separator if piece is END else piece for piece in pieces)
-    return [document for document in joined.split(separator) if document]
+    separator, divider = tokenizer.separator, tokenizer.divider
+    if not divider:
+        documents = text.split(separator) if separator else [text]
+    else:
+        documents = [""]
+        for piece in divide([text], separator if separator and separator in text else divider):
+            documents[-1] += piece or ""
+            if piece is END:
+                documents.append("")
+    return [document for document in documents if document]
 
 
 def trim(document: str, begun: bool) -> str:

@@ -307,12 +307,18 @@ def sha256_of(found: Survey, assignment: np.ndarray) -> str:
 
 def substitutes(unknown: str, characters: str) -> dict[str, str]:
     """For each unknown character the known ones that are most like it, or nothing."""
-    found = {}
+    found, known = {}, set(characters)
     for character in unknown:
         plain = PLAIN.get(character) or unicodedata.normalize("NFKD", character)
-        if not set(plain) & set(characters):  # such as double quotation marks: try single ones
+        if "\u2044" in plain:  # a fraction, perhaps after a whole number
+            plain = " " + plain.replace("\u2044", "/")
+        if not set(plain) & known:  # such as double quotation marks: try single ones
             plain = PLAIN.get(plain, plain)
-        found[character] = "".join(c for c in plain if c in characters)
+        if character.isspace() and not set(plain) & known:
+            plain = " " if " " in known else "\n"
+        if "/" in plain and "/" not in known:  # a half is not 12
+            plain = ""
+        found[character] = "".join(c for c in plain if c in known)
     return found
 
 

@@ -19,6 +19,10 @@ from common import bpe
 from common.errors import listed
 
 CODE_POINTS = 0x110000  # of Unicode
+CARRIAGE_RETURNS = (
+    "note: the text has carriage returns (line ends of Windows): remove them with dos2unix, unless"
+    " the training text had them"
+)
 END_OF_TEXT = "<|endoftext|>"  # between documents of BPE tokens
 NUL = "\0"  # between documents of characters or bytes, unless --separator says otherwise
 UNKNOWN, UNKNOWN_BYTE = 0xFFFFFFFF, 0xFF
@@ -43,13 +47,17 @@ class Tokenizer:
 
     Each has kind, vocab_size, start_ids, encode, decode and stream_decoder.
     separator: what is between two documents in its training data; None if that is one text.
+    divider: the text between two documents of a file (prepare.py's --separator); None if documents
+    were files, or fields of JSON Lines.
     """
 
     separator: str | None
+    divider: str | None = None
 
     def to_dict(self) -> dict:
         """What from_dict() makes an equal tokenizer of."""
-        return {"kind": self.kind} | ({"separator": self.separator} if self.separator else {})
+        marks = {"separator": self.separator, "divider": self.divider}
+        return {"kind": self.kind} | {name: mark for name, mark in marks.items() if mark}
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
         """ids of texts with the separator between them, or a blank line if there is none."""
@@ -191,7 +199,10 @@ class BPETokenizer(ByteTokenizer):
         return self._encoding.decode_bytes(np.asarray(ids).tolist())
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind} if self.separator else {"kind": self.kind, "separator": None}
+        state = super().to_dict()
+        if not state.pop("separator", None):
+            state["separator"] = None
+        return state
 
 
 class TrainedBPETokenizer(BPETokenizer):
@@ -234,29 +245,30 @@ def trained_size(kind: str) -> int | None:
 
 def from_dict(state: dict) -> Tokenizer:
     """The tokenizer whose to_dict() gave `state`. Raises ValueError if there is none."""
+    tokenizer = None
     match {"separator": None} | state:
         case {
             "kind": "char",
             "characters": str(characters),
             "separator": str() | None as separator,
         }:
-            return CharTokenizer(characters, separator)
+            tokenizer = CharTokenizer(characters, separator)
         case {"kind": "byte", "separator": str() | None as separator}:
-            return ByteTokenizer(separator)
+            tokenizer = ByteTokenizer(separator)
         case {"kind": "bpe"} if "separator" not in state:  # GPT-2's own
-            return BPETokenizer()
+            tokenizer = BPETokenizer()
         case {"kind": "bpe", "separator": "<|endoftext|>" | None as separator}:
-            return BPETokenizer(separator)
-        case {
-            "kind": kind,
-            "merged": list(merged),
-            "separator": "<|endoftext|>" | None as separator,
-        } if all(isinstance(token, str) for token in merged):
+            tokenizer = BPETokenizer(separator)
+        case {"merged": list(merged), "separator": "<|endoftext|>" | None as separator} if all(
+            isinstance(token, str) for token in merged
+        ):
             tokens = [token.encode("latin-1") for token in merged]
             tokenizer = TrainedBPETokenizer(tokens, separator)
-            if tokenizer.kind == kind:
-                return tokenizer
-    raise ValueError(f"not a tokenizer: {str(state)[:80]}")
+    divider = state.get("divider")
+    if not tokenizer or tokenizer.kind != state["kind"] or not isinstance(divider, str | None):
+        raise ValueError(f"not a tokenizer: {str(state)[:80]}")
+    tokenizer.divider = divider
+    return tokenizer
 
 
 def difference(model: Tokenizer, dataset: Tokenizer) -> str | None:

@@ -151,15 +151,30 @@ def test_newlines_around_separators_do_not_count(folder, tiny, kind, separator):
     assert results[0] == results[1]
 
 
-def test_separators_with_the_line_ends_of_windows_are_found(folder, tiny):
-    Path("texts.txt").write_text("\n\n".join(verses(20, seed).strip("\n") for seed in range(30)))
-    prepare("texts_byte", ["texts.txt"], separator="\n\n")
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe260"])
+@pytest.mark.parametrize("separator", ["\n%\n", "\n"])
+def test_a_text_is_divided_like_the_training_text(folder, tiny, kind, separator):
+    parts = verses(200).splitlines()
+    Path("texts.txt").write_text(separator.join(parts))
+    prepare(f"texts_{kind}", ["texts.txt"], separator=separator)
+    train(tiny(dataset=f"texts_{kind}", max_steps=1, warmup_steps=0))
+    for count in (1, 10):
+        Path("some.txt").write_text(separator.join(parts[:count]) + separator)
+        found = evaluate.evaluate("out/tiny_best.pt", "some.txt", "cpu")
+        assert found["bytes"] == len("".join(parts[:count]))
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n"])
+def test_separators_with_the_line_ends_of_windows_are_found(folder, tiny, separator):
+    parts = [verses(20, seed).strip("\n") for seed in range(30)]
+    Path("texts.txt").write_bytes(separator.join(parts).encode())
+    prepare("texts_byte", ["texts.txt"], separator=separator)
     train(tiny(dataset="texts_byte", max_steps=1, warmup_steps=0))
     results = []
-    for line_end in (b"\n", b"\r\n"):
+    for line_end in (b"\n", b"\r\n") if separator == "\n\n" else (b"\r\n",):
         Path("text.txt").write_bytes(b"one" + 2 * line_end + b"two")
         results.append(evaluate.evaluate("out/tiny_best.pt", "text.txt", "cpu"))
-    assert results[0] == results[1]
+    assert results[0] == results[-1]
     assert results[0]["bytes"] == len("onetwo")
 
 
@@ -208,6 +223,12 @@ def test_line_ends_that_the_model_does_not_know_are_mentioned(finished_run, caps
     printed = capsys.readouterr()
     assert json.loads(printed.out)["bytes"] == len(text)
     assert "the model does not know \\r" in printed.err
+
+
+def test_a_json_file_is_mentioned(finished_run, capsys):
+    Path("val.jsonl").write_text(verses(5))
+    assert evaluate.main(["--ckpt=out/tiny_best.pt", "--text=val.jsonl", "--json"]) == 0
+    assert "val.jsonl is measured as it is" in capsys.readouterr().err
 
 
 def test_without_json_the_same_figures_are_printed_for_people(finished_run, capsys):

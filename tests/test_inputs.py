@@ -408,6 +408,12 @@ def test_long_documents_are_divided_in_pieces(folder, monkeypatch):
     assert texts("a.txt", separator="||") == expected
 
 
+def test_more_newlines_than_a_long_document_are_no_document(folder, monkeypatch):
+    monkeypatch.setattr(inputs, "LONG_DOCUMENT", 300)
+    write(a_txt="\n" * 1000 + "a||" + "\n" * 1000 + "||b")
+    assert texts("a.txt", separator="||") == ["a", "b"]
+
+
 @pytest.mark.parametrize("kind, end", [("char", "\n"), ("byte", "\n"), ("bpe", "<|endoftext|>")])
 def test_the_separator_is_between_documents(folder, kind, end, request):
     if kind == "bpe":
@@ -483,6 +489,18 @@ def test_lines_that_are_not_json_are_named(folder, line, words):
     assert len(str(error.value)) < 300
 
 
+def test_empty_fields_of_json_leave_no_blank_lines(folder):
+    write(tasks_jsonl='{"a": "Name it.", "b": "", "c": "Blue."}\n{"a": "", "b": " ", "c": ""}')
+    assert texts("tasks.jsonl", field=["a", "b", "c"]) == ["Name it.\n\nBlue."]
+
+
+def test_ascii_that_is_read_as_utf_16_is_pointed_out(folder, capsys):
+    Path("a.txt").write_bytes("To be".encode("utf-16-le"))
+    Path("b.txt").write_bytes(b"or not")
+    texts("a.txt", "b.txt", encoding="utf-16-le")
+    assert "misreads these files, in UTF-8: b.txt\n" in capsys.readouterr().out
+
+
 def test_half_characters_in_json_are_replaced(folder):
     write(papers_jsonl=r'{"title": "a \ud83d b \ud83d\ude00"}')
     assert texts("papers.jsonl", field=["title"]) == ["a \ufffd b 😀"]
@@ -491,4 +509,7 @@ def test_half_characters_in_json_are_replaced(folder):
 def test_json_lines_without_a_field_are_pointed_out(folder, capsys):
     write(papers_jsonl=json.dumps(PAPERS[0]))
     texts("papers.jsonl")
-    assert "--field NAME makes each line of papers.jsonl a document" in capsys.readouterr().out
+    assert (
+        "papers.jsonl is read as plain text; for JSON Lines, use --field NAME"
+        in capsys.readouterr().out
+    )

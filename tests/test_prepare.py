@@ -411,6 +411,15 @@ def test_substitutes_are_the_most_similar_known_characters():
     assert found == {"“": "'", "’": "'", "é": "e", "ﬁ": "fi", "3": "", "—": "--", "\t": " "}
 
 
+def test_white_space_and_fractions_keep_their_meaning():
+    assert survey.substitutes("\n\u2028\xbd", "abc 0123/") == {
+        "\n": " ",
+        "\u2028": " ",
+        "\xbd": " 1/2",
+    }
+    assert survey.substitutes("\u2028\xbd", "abc\n0123") == {"\u2028": "\n", "\xbd": ""}
+
+
 def test_more_characters_than_ids_are_refused(folder):
     text = "".join(chr(code) for code in range(0x20, 0x20000) if not 0xD800 <= code < 0xE000)
     Path("all.txt").write_text(text, encoding="utf-8")

@@ -137,6 +137,20 @@ def test_a_prompt_file_from_windows_is_continued_like_one_from_unix(generate):
     assert windows.replace("\r", "") == unix
 
 
+def test_line_ends_of_windows_are_mentioned(generate, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "known_line_ends", lambda text, tokenizer: text)
+    Path("windows.txt").write_bytes(b"the king\r\n")
+    sample.main(["--ckpt", CKPT, "--prompt_file=windows.txt"])
+    assert "note: the text has carriage returns" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("divider, ids", [(None, b"a\n|\nb\n"), ("%", b"a|b\n")])
+def test_newlines_around_separators_in_a_prompt_are_those_of_training(divider, ids):
+    tokenizer = ByteTokenizer("|")
+    tokenizer.divider = divider
+    assert bytes(sample.encode_prompt("a\n|\nb\n", tokenizer)) == ids
+
+
 def test_carriage_returns_are_kept_if_the_model_knows_them():
     ids = sample.encode_prompt("a\r\n", CharTokenizer("\n\ra"))
     assert ids == [2, 1, 0]

@@ -108,7 +108,10 @@ def test_documents_are_encoded_with_the_separator_between_them(kind):
         tokenizer.separator = "or"
     ids = tokenizer.encode_documents(["To be", "not", "é"])
     assert tokenizer.decode(ids) == tokenizer.separator.join(["To be", "not", "é"])
-    assert from_dict(tokenizer.to_dict()).separator == tokenizer.separator
+    tokenizer.divider = "\n%\n"
+    again = from_dict(tokenizer.to_dict())
+    assert (again.separator, again.divider) == (tokenizer.separator, "\n%\n")
+    tokenizer.divider = None
     if kind in ("char", "byte"):
         tokenizer.separator = None
 
