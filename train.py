@@ -29,7 +29,7 @@ from common.device import (
     pick_dtype,
     reuse_memory,
 )
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.gpt2 import load_model
 from common.metrics import Metrics, read_metrics, summarize
 from common.muon import Muon
@@ -336,7 +336,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
                     metrics.sync()
                     run_state.save(run, best)
                     if evaluate and step and not last and distributed.is_first():
-                        draw({config.run_name: metrics.curves}, config.path("curves.png"))
+                        draw_curves(config, metrics)
                 timer.saved()
 
             # end: at the last step, when the loss no longer improves, or after a signal
@@ -386,6 +386,15 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
     return best
 
 
+def draw_curves(config: Config, metrics: Metrics) -> None:
+    """Draws the curves so far. A figure that can't be drawn does not end the run."""
+    path = config.path("curves.png")
+    try:
+        draw({config.run_name: metrics.curves}, path)
+    except (ImportError, OSError, UserError) as error:
+        print(f"note: {path} is not drawn: {one_line(error)}")
+
+
 def conclude(run: Run, metrics: Metrics) -> float:
     """Evaluates and samples the best model. Returns its loss on the whole validation split."""
     config, dataset, model = run.config, run.dataset, run.eval_model
@@ -399,7 +408,7 @@ def conclude(run: Run, metrics: Metrics) -> float:
     if distributed.is_first():
         text, curves = run.sample(500), config.path("curves.png")
         metrics.write(run.step, {"sample": text})
-        draw({config.run_name: metrics.curves}, curves)
+        draw_curves(config, metrics)
         metrics.wandb.log_files(run.step, curves, path if config.wandb_log_model else None)
         print(
             f"best model (step {best.step:,}): validation loss {loss:.4f} on all"

@@ -58,7 +58,8 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
         on_cpu = {}
-    chosen_for_fine_tuning = {*given, *([*values, *on_cpu] if "init_from" in values else [])}
+    tunes = fine_tunes(values)
+    chosen_for_fine_tuning = {*given, *([*values, *on_cpu] if tunes else [])}
 
     # an interrupted run: its own settings, overridden by the command line only
     last = early.path("last.pt")
@@ -104,6 +105,11 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     return config, saved
 
 
+def fine_tunes(values: dict) -> bool:
+    """Whether a config file starts from another model's weights: then its values are for that."""
+    return str(values.get("init_from")).lower() != "none"
+
+
 def report(title: str, changes: dict, values: dict) -> None:
     """Prints changes of settings, and which values of the config file they override."""
     listed = []
@@ -116,15 +122,15 @@ def report(title: str, changes: dict, values: dict) -> None:
 
 def report_unused(path: str, values: dict, on_cpu: dict, given: dict, config: Config) -> None:
     """Prints which settings of a config file differ from those of a run that is resumed."""
-    unused = {}
+    unused, set_by_init_from = {}, ()
+    if config.init_from:
+        set_by_init_from = SHAPE if fine_tunes(values) else SET_BY_INIT_FROM
     for name in SETTINGS:
         in_file = [block[name] for block in (values, on_cpu) if name in block]
         with suppress(ValueError):
             in_file = [convert(SETTINGS[name], value) for value in in_file]
         value = getattr(config, name)
-        expected = (
-            name in given or name in WHICH_RUN or config.init_from and name in SET_BY_INIT_FROM
-        )
+        expected = name in given or name in WHICH_RUN or name in set_by_init_from
         if in_file and value not in in_file and not expected:
             unused[name] = f"{name}={in_file[-1]} (the run has {value})"
     if unused:

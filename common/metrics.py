@@ -105,6 +105,7 @@ class Metrics:
         steps, unless there are more than MOST_OVERFLOWS in a row.
         """
         kept, existed = [], path.exists()
+        evaluated_again = start % config.eval_interval == 0 or start == config.max_steps
         self.lock_file, self.file, self.wandb = None, None, None
         self.curves, self.stride = [], 1  # rows to draw, and the interval of steps between them
         if distributed.is_first():
@@ -113,7 +114,14 @@ class Metrics:
             lock_metrics(self.lock_file)
             if start and existed:
                 try:
-                    kept = [row for row in read_metrics(path) if row["step"] < start]
+                    kept = [
+                        row
+                        for row in read_metrics(path)
+                        if row["step"] < start
+                        or row["step"] == start
+                        and "val/loss" in row
+                        and not evaluated_again
+                    ]
                 except UserError as error:
                     raise UserError(f"{error}; to resume without it, move it away") from None
             elif start:

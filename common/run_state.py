@@ -16,7 +16,7 @@ from common.tokenizer import TrainedBPETokenizer, difference
 from config import Config
 from evaluate import mean_loss
 
-FILES = ("best.pt", "last.pt", "metrics.jsonl", "curves.png")
+FILES = ("best.pt", "metrics.jsonl", "curves.png", "last.pt")  # in the order of renaming
 
 
 def save(run, best: bool) -> None:
@@ -82,7 +82,7 @@ def keep_earlier_run(config: Config) -> None:
     Those of a longer run stay there. Raises UserError if this run starts from a file that would be
     lost.
     """
-    best, last, metrics, _ = paths = [config.path(name) for name in FILES]
+    best, metrics, _, last = paths = [config.path(name) for name in FILES]
     state = checkpoint.peek(last)
     recorded = metrics.exists() and metrics.stat().st_size > 0
     if state and state.step == 0 or not (state or best.exists() or recorded):
@@ -192,15 +192,17 @@ def resume(run, saved: Checkpoint) -> None:
     run.best_step, run.best_val_loss = saved.best_step, saved.best_val_loss
     run.patience_start = saved.patience_start
     before, config = saved.settings(), run.config
-    if before.eval_interval != config.eval_interval:  # patience counts its multiples: start again
+    # patience counts evaluations of one schedule: start again with another
+    if (before.eval_interval, before.max_steps) != (config.eval_interval, config.max_steps):
         run.patience_start = run.step
     if math.isfinite(saved.best_val_loss):
         best = load_best(config.path("best.pt"), saved)
         if not best:
             run.best_val_loss = math.inf
-        elif before.eval_tokens != config.eval_tokens:
+        elif before.eval_tokens != config.eval_tokens or best.step != saved.best_step:
             model, _ = best.build(run.model.device)  # its loss on the same tokens
             run.best_val_loss = mean_loss(model, run.dataset.val, run.dtype, config.eval_tokens)
+            run.best_step, run.patience_start = best.step, max(run.patience_start, best.step)
 
 
 def load_best(path: Path, last: Checkpoint) -> Checkpoint | None:

@@ -3,13 +3,18 @@
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 
 from common import distributed
 
 
 class StopSignals:
-    """Inside its block, Ctrl-C or SIGTERM sets `received`; a second one stops immediately."""
+    """Inside its block, Ctrl-C or SIGTERM sets `received`; a second one stops immediately.
+
+    SIGTERM again within a second is the same one: Slurm sends it to torchrun, which passes it on,
+    and to this process.
+    """
 
     def __enter__(self):
         self.received = False
@@ -21,8 +26,10 @@ class StopSignals:
 
     def handle(self, number, frame):
         if self.received:
+            if number == signal.SIGTERM and time.monotonic() - self.received_at < 1:
+                return
             raise KeyboardInterrupt
-        self.received = True
+        self.received, self.received_at = True, time.monotonic()
         if distributed.is_first():
             message = b"\nstopping after this step (press Ctrl-C again to stop immediately)\n"
             with suppress(OSError):  # Ctrl-C has also ended the reader of `2>&1 | tee log`

@@ -81,7 +81,8 @@ class WandbRun:
         """Logs the figure of the curves, and the best checkpoint as an artifact."""
         import wandb
 
-        self.run.log({"step": step, "curves": wandb.Image(str(curves))})
+        if curves.exists():
+            self.run.log({"step": step, "curves": wandb.Image(str(curves))})
         if best:
             self.run.log_artifact(str(best), name=f"{self.run_id}-best", type="model")
 

@@ -13,6 +13,7 @@ from common.arguments import load_config, parse_arguments, read_file, resumed_co
 from common.checkpoint import Checkpoint
 from common.errors import UserError
 from config import SETTINGS, Config
+from train import train
 
 LAST, BEST = "out/tiny_last.pt", "out/tiny_best.pt"
 
@@ -200,6 +201,8 @@ def test_fine_tuning_has_a_lower_learning_rate_unless_one_is_given(finished_run,
     assert config.learning_rate == 1e-2
     path = config_file(f"init_from = {BEST!r}\nlearning_rate = 1e-4\n")
     assert load_config([path])[0].learning_rate == 1e-4
+    path = config_file("init_from = None\nlearning_rate = 1e-2\n")  # not for fine-tuning
+    assert load_config([path, f"--init_from={BEST}"])[0].learning_rate == pytest.approx(1e-3)
     path = config_file(f"init_from = {BEST!r}\non_cpu = dict(learning_rate=2e-4)\n")
     assert load_config([path, "--device=cpu"])[0].learning_rate == 2e-4
 
@@ -257,6 +260,15 @@ def test_a_resumed_run_has_the_settings_of_its_checkpoint(finished_run, config_f
     assert "n_heads=8 (the run has 2)" in printed
     assert "n_layers, n_heads can be changed in a new run only" in printed
     assert "max_steps=999" not in printed  # the command line sets it
+
+
+def test_a_config_for_fine_tuning_that_was_edited_is_compared(finished_run, config_file, capsys):
+    text = f"run_name = 'tuned'\nmax_steps = 2\nwarmup_steps = 0\ninit_from = {BEST!r}\n"
+    settings = "dataset = 'verses_char'\ndevice = 'cpu'\nlearning_rate = "
+    train(load_config([config_file(text + settings + "1e-4\n")])[0])
+    capsys.readouterr()
+    load_config([config_file(text + settings + "5e-5\n"), "--resume"])
+    assert "learning_rate=5e-05 (the run has 0.0001)" in capsys.readouterr().out
 
 
 def test_a_run_of_another_name_is_not_compared_with_the_default_config(finished_run, capsys):

@@ -58,7 +58,7 @@ def test_a_flush_without_new_steps_writes_nothing(path, tiny):
 def test_a_continued_file_keeps_the_rows_before_its_start_and_their_time(path, tiny):
     with open_metrics(path, tiny()) as metrics:
         for step in range(5):
-            metrics.write(step, {"val/loss": 1.0}, seconds=100.0 + step)
+            metrics.write(step, {"train/loss": 1.0}, seconds=100.0 + step)
     with open_metrics(path, tiny(), start=3) as metrics:
         assert [row["step"] for row in read_metrics(path)] == [0, 1, 2]
         assert 102 <= metrics.clock.seconds < 103

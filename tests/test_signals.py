@@ -30,10 +30,20 @@ def test_a_signal_is_recorded_even_if_nobody_reads_the_output(monkeypatch):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_second_signal_stops_immediately(number):
-    with StopSignals():
+    with StopSignals() as signals:
         signal.raise_signal(number)
+        signals.received_at -= 2
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
+
+
+def test_a_sigterm_that_arrives_twice_counts_once():
+    with StopSignals() as signals:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert signals.received
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_the_earlier_handlers_are_restored():

@@ -181,6 +181,28 @@ def test_patience_counts_from_the_step_where_the_interval_changed(dataset, tiny)
     assert checkpoint.load(LAST).best_step == 6  # still that of the best loss
 
 
+def test_patience_starts_again_in_a_longer_run(noise, tiny):
+    train(tiny(**noise, max_steps=200, patience=2))
+    stopped = checkpoint.load(LAST).step
+    resumed = train(tiny(**noise, max_steps=400, patience=2, resume=True))
+    assert resumed["val_steps"][-1] >= stopped + 20
+
+
+def test_a_longer_run_keeps_the_evaluation_of_its_former_end(dataset, tiny):
+    train(tiny(max_steps=10))
+    resumed = train(tiny(max_steps=20, resume=True))
+    assert resumed["val_steps"] == [0, 6, 10, 12, 18, 20]
+
+
+def test_a_figure_that_can_not_be_drawn_does_not_end_a_run(dataset, tiny, monkeypatch, capsys):
+    def draw(runs, out):
+        raise ModuleNotFoundError("No module named 'matplotlib'")
+
+    monkeypatch.setattr("train.draw", draw)
+    assert train(tiny())["finished"]
+    assert "note: out/tiny_curves.png is not drawn: No module" in capsys.readouterr().out
+
+
 def test_losses_on_other_parts_of_the_split_are_not_compared(noise, tiny):
     train(tiny(**noise, max_steps=20, eval_tokens=16))
     result = train(tiny(**noise, max_steps=30, resume=True))

@@ -157,7 +157,8 @@ def test_an_unknown_mode_is_reported(folder, tiny, wandb, monkeypatch, capsys):
 # logging
 
 
-def test_every_row_of_the_metrics_is_logged(dataset, online, wandb):
+def test_every_row_of_the_metrics_is_logged(dataset, online, wandb, monkeypatch):
+    monkeypatch.setattr("train.draw", lambda runs, out: out.write_bytes(b""))
     train(replace(online, sample_interval=5))
     rows = [row for row in read_metrics(METRICS) if "sample" not in row]
     calls = [call.args[0] for call in wandb.init.return_value.log.call_args_list]
