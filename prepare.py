@@ -365,8 +365,8 @@ def make_dataset(
         characters = found.vocabulary + ("" if between else blank_line)
         tokenizer = make_tokenizer(kind, characters, between)
     tokenizer.divider = separator if several[TRAIN] else None
-    # a separator from the command line is no longer in the text (except for a newline that was a
-    # carriage return); BPE's is a token, not text
+    # documents can't contain the --separator that divided them, unless adapt() has since turned a
+    # carriage return into a newline; BPE's separator is a token, not text
     end = None if isinstance(tokenizer, BPETokenizer) else tokenizer.separator
     absent = end == separator and corpus is original
     possible = end and not absent and set(end) <= set(found.vocabulary)

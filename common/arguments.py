@@ -58,8 +58,7 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
         on_cpu = {}
-    tunes = fine_tunes(values)
-    chosen_for_fine_tuning = {*given, *([*values, *on_cpu] if tunes else [])}
+    chosen_for_fine_tuning = {*given, *([*values, *on_cpu] if fine_tunes(values) else [])}
 
     # an interrupted run: its own settings, overridden by the command line only
     last = early.path("last.pt")

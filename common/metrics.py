@@ -101,8 +101,8 @@ class Metrics:
     def __init__(self, path: Path, config: Config, run_id: str, start: int, overflows: bool):
         """Starts a new file, or continues an old one from step `start` without its later rows.
 
-        overflows: infinite gradient norms are no error, because float16's GradScaler skips such
-        steps, unless there are more than MOST_OVERFLOWS in a row.
+        overflows: up to MOST_OVERFLOWS infinite gradient norms in a row are not an error, because
+        float16's GradScaler skips such steps.
         """
         kept, existed = [], path.exists()
         evaluated_again = start % config.eval_interval == 0 or start == config.max_steps

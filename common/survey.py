@@ -316,7 +316,7 @@ def substitutes(unknown: str, characters: str) -> dict[str, str]:
             plain = PLAIN.get(plain, plain)
         if character.isspace() and not set(plain) & known:
             plain = " " if " " in known else "\n"
-        if "/" in plain and "/" not in known:  # a half is not 12
+        if "/" in plain and "/" not in known:  # else 1/2 would become 12
             plain = ""
         found[character] = "".join(c for c in plain if c in known)
     return found

@@ -36,7 +36,7 @@ def train(compiled: bool, **settings) -> tuple[list[list[float]], torch.Tensor]:
     for step in range(10):
         results.append(torch.stack(run.update(step)).tolist())
         if step == 6:
-            run.sample(40)  # has a graph of its own
+            run.sample(40)  # records a second graph
     return results, torch.cat([weight.detach().flatten() for weight in run.model.parameters()])
 
 
