@@ -150,7 +150,7 @@ def main(argv: list[str]) -> None:
             f"loss {result['loss']:.4f} nats per token | perplexity {result['perplexity']:.3f} |"
             f" {result['bits_per_byte']:.4f} bits per byte"
         )
-        print("compare models with other tokenizers by their bits per byte, not by their loss")
+        print("to compare models with different tokenizers, use bits per byte, not the loss")
 
 
 if __name__ == "__main__":

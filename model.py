@@ -1,4 +1,6 @@
-"""A GPT in one file: config, norm, positions, attention, MLP, block, model, generation, losses.
+"""A GPT in one file: config, norm, positions, attention, MLP, block, model, sampling, losses.
+
+CUDA graphs, at the end, make training and generation on a GPU faster.
 
 Shapes: B sequences, T positions, C = d_model channels, H heads of D = C / H channels, V tokens in
 the vocabulary.
@@ -170,8 +172,8 @@ def rotate(x, cos, sin):
 def attend(q, k, v, mask=None):
     """Causal attention, softmax(q k^T / sqrt(D)) v.
 
-    q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D). T is S, or 1 when generating with a cache:
-    then the query sees all S positions, but for those where mask (1, S), if any, is -inf.
+    q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D). T is S, or 1 when generating with a cache;
+    then the query sees all S positions except those where mask (1, S), if given, is -inf.
     """
     if q.is_cpu and q.dtype == torch.bfloat16 and q.size(2) > 1:
         return attend_on_cpu_in_bfloat16(q, k, v)
@@ -189,7 +191,7 @@ def attend_on_cpu_in_bfloat16(q, k, v):
 class KVCache:
     """Keys and values of the positions seen so far, for every layer, in memory allocated once.
 
-    Also what the short convolutions need: the last inputs of each sublayer.
+    It also keeps the last inputs of each sublayer, which the short convolutions need.
     """
 
     def __init__(
@@ -357,7 +359,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """GPT-2's: normal(0.02), scaled by 1/sqrt(2 n_layers) for the layers that write to the
+        """As in GPT-2: normal(0.02), scaled by 1/sqrt(2 n_layers) for the layers that write to the
         residual stream, so that its variance at the end does not depend on the depth.
 
         Norms keep the weights that their constructors gave them.
@@ -394,8 +396,8 @@ class GPT(nn.Module):
         """idx (B, T) -> logits (B, T, V), or (B, V) of the last position only.
 
         With a cache, idx continues the cached positions: an empty cache takes any number of them, a
-        filled one takes one at a time. Raises ValueError, also if there are more than block_size
-        positions.
+        filled one takes one at a time. Raises ValueError if a filled one gets several, or if there
+        are more than block_size positions.
         """
         start = cache.length if cache is not None else 0
         end = start + idx.size(1)
@@ -473,6 +475,46 @@ class GPT(nn.Module):
 
 
 # -------------------------------------------------------------------------------------------------
+# sampling, and losses
+
+
+def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """Samples a token (B,) from logits (B, V).
+
+    temperature 0, or nearly 0, takes the most likely token; top_k keeps the k most likely ones;
+    top_p keeps the smallest set of at least that probability (Holtzman et al., 2020,
+    arXiv:1904.09751).
+    """
+    if temperature < 1e-6:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.size(-1):
+        values, indices = logits.topk(top_k)  # exactly k, even with ties
+        logits = torch.full_like(logits, -math.inf).scatter(-1, indices, values)
+    if top_p is not None and top_p < 1:
+        values, indices = logits.sort(descending=True)
+        probs = values.softmax(-1)
+        outside = probs.cumsum(-1) - probs >= top_p
+        outside[..., 0] = False  # keep the first even if top_p rounds to 0 in float32
+        logits = logits.masked_fill(outside.scatter(-1, indices, outside), -math.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+def next_token_loss(logits, ids, reduction: str = "mean"):
+    """Cross-entropy in nats of each token of ids (B, T + 1) but the first, given logits (B, T, V).
+
+    reduction: "mean" or "sum" over all tokens, or "none" for a loss of each, (B T,).
+    """
+    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction=reduction)
+
+
+def entropy(logits):
+    """Mean entropy in nats of the predicted distributions, given logits (B, T, V)."""
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).mean()
+
+
+# -------------------------------------------------------------------------------------------------
 # CUDA graphs, which make training and generation on a GPU faster
 
 
@@ -538,43 +580,3 @@ class GraphCache(KVCache):
         keys.index_copy_(2, self.position, k)
         values.index_copy_(2, self.position, v)
         return keys, values, self.mask
-
-
-# -------------------------------------------------------------------------------------------------
-# sampling, and losses
-
-
-def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """Samples a token (B,) from logits (B, V).
-
-    temperature 0, or nearly 0, takes the most likely token; top_k keeps the k most likely ones;
-    top_p keeps the smallest set of at least that probability (Holtzman et al., 2020,
-    arXiv:1904.09751).
-    """
-    if temperature < 1e-6:
-        return logits.argmax(-1)
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.size(-1):
-        values, indices = logits.topk(top_k)  # exactly k, even with ties
-        logits = torch.full_like(logits, -math.inf).scatter(-1, indices, values)
-    if top_p is not None and top_p < 1:
-        values, indices = logits.sort(descending=True)
-        probs = values.softmax(-1)
-        outside = probs.cumsum(-1) - probs >= top_p
-        outside[..., 0] = False  # keep the first even if top_p rounds to 0 in float32
-        logits = logits.masked_fill(outside.scatter(-1, indices, outside), -math.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
-
-
-def next_token_loss(logits, ids, reduction: str = "mean"):
-    """Cross-entropy in nats of each token of ids (B, T + 1) but the first, given logits (B, T, V).
-
-    reduction: "mean" or "sum" over all tokens, or "none" for a loss of each, (B T,).
-    """
-    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction=reduction)
-
-
-def entropy(logits):
-    """Mean entropy in nats of the predicted distributions, given logits (B, T, V)."""
-    log_p = logits.float().log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1).mean()

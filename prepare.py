@@ -97,7 +97,7 @@ def find_corpus(
 ) -> Corpus:
     """The text of `inputs`, or one of the corpora in data/, or both if its load() takes `inputs`.
 
-    Raises UserError, also for options that don't apply.
+    Raises UserError if the corpus is unknown or an option does not apply.
     """
     module = importlib.import_module(f"data.{name}") if name in corpora() else None
     load = getattr(module, "load", None)  # none: a script of the user's
@@ -448,9 +448,7 @@ def report(folder: Path, meta: dict, found: Survey, tokenizer: Tokenizer) -> Non
         f" characters: {found.vocabulary[:100]!r}{more}"
     )
     if "\r" in found.vocabulary:
-        print(
-            "  the text keeps its carriage returns; in line ends of Windows, dos2unix removes them"
-        )
+        print("  the text keeps its carriage returns; dos2unix removes those of Windows line ends")
     if isinstance(tokenizer, TrainedBPETokenizer):
         describe_vocabulary(folder, tokenizer)
     print(f"  sha256 of the text: {meta['sha256']}")

@@ -53,9 +53,9 @@ class TextDecoder:
     def __init__(self, tokenizer: Tokenizer, stop: str | None, prompt: str = ""):
         self.decode = tokenizer.stream_decoder()
         self.separator, self.stop = tokenizer.separator, stop
-        # a separator or stop text may begin in the prompt
-        overlap = max(len(self.separator or ""), len(stop or "")) - 1
-        self.text = prompt[-overlap:] if overlap > 0 else ""  # the end of the text
+        # a separator or stop text may begin in the prompt, or in text that was already returned
+        self.overlap = max(len(self.separator or ""), len(stop or ""))
+        self.text = prompt[-self.overlap :] if self.overlap else ""  # the end of the text
         self.returned = len(self.text)  # how much of it was returned
         self.ended = False
 
@@ -81,9 +81,7 @@ class TextDecoder:
         """Returns the text up to `end` that was not returned before; forgets older text."""
         end = max(end, self.returned)
         new = self.text[self.returned : end]
-        # keep the characters in which a separator or stop text may have begun
-        kept = max(len(self.text) - end, len(self.separator or ""), len(self.stop or ""))
-        start = max(0, len(self.text) - kept)
+        start = max(0, min(end, len(self.text) - self.overlap))
         self.text, self.returned = self.text[start:], end - start
         return new
 

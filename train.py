@@ -303,8 +303,8 @@ def train(config: Config, saved: SavedModel | None = None) -> dict:
     distributed.on_first(run_state.prepare_folder, run)
 
     # train
-    path, overflows = config.path("metrics.jsonl"), run.scaler.is_enabled()
-    with Metrics(path, config, run.id, run.step, overflows) as metrics:
+    path, may_overflow = config.path("metrics.jsonl"), run.scaler.is_enabled()
+    with Metrics(path, config, run.id, run.step, may_overflow) as metrics:
         finished = loop(run, metrics)
         run.graph = None  # frees its memory
         with metrics.clock.paused():
@@ -325,7 +325,7 @@ def loop(run: Run, metrics: Metrics) -> bool:
             evaluate = last or step % config.eval_interval == 0
             # all processes must agree, or one would wait for the others forever
             stop, save = distributed.any_process(
-                signals.received or progress.unread, timer.due(step)
+                signals.received or progress.output_closed, timer.due(step)
             )
 
             # evaluate and save; flush first: it raises Diverged, and the last good checkpoint stays
@@ -340,10 +340,11 @@ def loop(run: Run, metrics: Metrics) -> bool:
                 timer.saved()
 
             # end: at the last step, when the loss no longer improves, or after a signal
-            impatient = evaluate and run_state.out_of_patience(
-                step, run.patience_start, config.eval_interval, config.patience
-            )
-            if not last and impatient:
+            if (
+                evaluate
+                and not last
+                and run_state.out_of_patience(config, step, run.patience_start)
+            ):
                 progress.print(f"no improvement in {config.patience} evaluations: stopping early")
                 last = True
             if last or stop:

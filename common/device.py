@@ -20,7 +20,7 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 4e15}
 
 
-def pick_device(name: str = "auto") -> tuple[torch.device, str]:
+def pick_device(name: str) -> tuple[torch.device, str]:
     """The device of that name or, for auto, the fastest available, and the reason.
 
     A GPU becomes the current one, as CUDA graphs need. Raises UserError if it can't be used.

@@ -46,7 +46,7 @@ def retry_after(response: requests.Response) -> float:
     return BoundedRetry().get_retry_after(response.raw) or 0
 
 
-def session(retries: int = RETRIES) -> requests.Session:
+def session(retries: int) -> requests.Session:
     """A session that retries, with growing pauses, if a connection fails or a server is busy."""
     policy = BoundedRetry(
         retries,

@@ -98,11 +98,11 @@ class Metrics:
     With several processes, the first one writes.
     """
 
-    def __init__(self, path: Path, config: Config, run_id: str, start: int, overflows: bool):
+    def __init__(self, path: Path, config: Config, run_id: str, start: int, may_overflow: bool):
         """Starts a new file, or continues an old one from step `start` without its later rows.
 
-        overflows: up to MOST_OVERFLOWS infinite gradient norms in a row are not an error, because
-        float16's GradScaler skips such steps.
+        may_overflow: up to MOST_OVERFLOWS infinite gradient norms in a row are not an error,
+        because float16's GradScaler skips such steps.
         """
         kept, existed = [], path.exists()
         evaluated_again = start % config.eval_interval == 0 or start == config.max_steps
@@ -136,7 +136,7 @@ class Metrics:
             self.wandb.samples = [[row["step"], row["sample"]] for row in kept if "sample" in row]
         self.clock = Stopwatch(kept[-1].get("seconds", 0.0) if kept else 0.0)
         self.tokens_per_step, self.pending = config.tokens_per_step, []
-        self.allowed_overflows, self.overflows = MOST_OVERFLOWS if overflows else 0, 0
+        self.allowed_overflows, self.overflows = MOST_OVERFLOWS if may_overflow else 0, 0
 
     def __enter__(self):
         return self

@@ -53,7 +53,7 @@ def polynomial(gram: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For 2-D parameters only. A matrix that joins several (q, k and v; gate and value) is one.
+    """For 2-D parameters only. A joint matrix (q, k and v; gate and value) counts as one.
 
     The root mean square of an update is about 0.2 times the learning rate, as is typical of AdamW,
     so one learning rate suits both.

@@ -34,7 +34,7 @@ def print_summary(run, decisions: dict[str, tuple[object, str]]) -> None:
     print(f"data     {dataset.name}: {len(dataset.train):,} training tokens, {validation}")
     print(f"model    {sum(counts.values()):,} parameters: {parts}")
     if 2 * counts["embeddings"] > sum(counts.values()):
-        print("         most of them are embeddings: a smaller vocabulary or bytes need far fewer")
+        print("         most of them are embeddings; a smaller vocabulary would need far fewer")
     epochs = config.max_steps * config.batch_size / run.batches.windows_per_epoch
     often = f" (the training text is read {epochs:.0f} times)" if epochs >= MANY_EPOCHS else ""
     print(f"run      {steps}, {epochs:.1f} epochs{often}")
@@ -64,7 +64,7 @@ class Progress:
         self.latest = None  # step and training time of the latest one
         self.fastest = math.inf  # seconds per step between two log lines
         self.slow = False  # whether the user has been told
-        self.unread = False  # whether the reader of standard output, such as tee, has ended
+        self.output_closed = False  # whether the reader of standard output, such as tee, has ended
         self.bar = tqdm(
             total=config.max_steps,
             initial=start,
@@ -80,7 +80,7 @@ class Progress:
         self.bar.close()
 
     def print(self, text: str) -> None:
-        """Prints above the bar; sets unread if standard output can't be written."""
+        """Prints above the bar; sets output_closed if standard output can't be written."""
         try:
             self.bar.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -88,7 +88,7 @@ class Progress:
             discard_output()
             if error.errno == errno.EIO:  # the terminal was closed, and the run is to go on
                 return
-            self.unread = True
+            self.output_closed = True
             problem = f"can't write to standard output ({error.strerror})"
             with suppress(OSError):
                 print(f"{problem}: stopping after this step", file=sys.stderr)

@@ -131,14 +131,14 @@ def finished(saved: Checkpoint) -> bool:
 
     Raises UserError if its settings don't fit this version of the code.
     """
-    step, start, config = saved.step, saved.patience_start, saved.settings()
-    impatient = out_of_patience(step, start, config.eval_interval, config.patience)
-    return step >= config.max_steps or impatient
+    config, step = saved.settings(), saved.step
+    return step >= config.max_steps or out_of_patience(config, step, saved.patience_start)
 
 
-def out_of_patience(step: int, start: int, interval: int, patience: int | None) -> bool:
-    """Whether there were `patience` evaluations after step `start`, none of them an improvement."""
-    return patience is not None and step // interval - start // interval >= patience
+def out_of_patience(config: Config, step: int, start: int) -> bool:
+    """Whether there were config.patience evaluations after step `start`, none an improvement."""
+    evaluations = step // config.eval_interval - start // config.eval_interval
+    return config.patience is not None and evaluations >= config.patience
 
 
 def check_disk_space(run) -> None:
@@ -149,9 +149,10 @@ def check_disk_space(run) -> None:
         states = 1 if isinstance(optimizer, Muon) else 2  # as many bytes as the parameters, each
         groups = optimizer.param_groups
         total += states * sum(p.nbytes for group in groups for p in group["params"])
-    suffix = "pt" if run.config.resume else "prev.pt"  # a new run keeps the files without .prev
-    paths = [run.config.path(f"{name}.{suffix}") for name in ("best", "last")]
-    replaced = sum(path.stat().st_size for path in paths if path.exists())
+    replaced = 0
+    if run.config.resume:  # a new run may have to keep all the files that are there
+        paths = [run.config.path(name) for name in ("best.pt", "last.pt")]
+        replaced = sum(path.stat().st_size for path in paths if path.exists())
     needed = 3 * total - replaced  # best, last, and the one being written
     folder = run.config.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ class Survey:
     """What the first pass finds out."""
 
     sizes: array  # characters of each document
-    hash: DocumentHashes
+    hashes: DocumentHashes
     own_validation: int  # number of documents in the corpus's own validation text
     vocabulary: str  # the different characters, sorted
     excerpt: str  # the beginning of the text
@@ -140,7 +140,7 @@ class Survey:
 
 def survey(corpus: Corpus) -> Survey:
     """Reads the corpus once."""
-    sizes, hashed, parts = array("Q"), DocumentHashes(), array("B")
+    sizes, hashes, parts = array("Q"), DocumentHashes(), array("B")
     seen = np.zeros(CODE_POINTS, dtype=bool)
     known = b""  # the ASCII among them
     excerpt, nuls, marks, licenses = "", {}, 0, 0
@@ -154,7 +154,7 @@ def survey(corpus: Corpus) -> Survey:
             content = text.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(SURROGATES) from None
-        hashed.add(number, content)
+        hashes.add(number, content)
         # dropping ASCII already seen, usually all of it, is faster than checking every character
         if new := content.translate(None, delete=known):
             seen[code_points(new.decode("utf-8"))] = True
@@ -164,7 +164,7 @@ def survey(corpus: Corpus) -> Survey:
         marks += text.count(END_OF_TEXT)
         licenses += text.count("PROJECT GUTENBERG EBOOK")
     if len(sizes):
-        hashed.end_document()
+        hashes.end_document()
     warnings = []
     if many := [number for number, count in nuls.items() if count > 0.01 * sizes[number]]:
         warnings.append(
@@ -178,7 +178,7 @@ def survey(corpus: Corpus) -> Survey:
         )
     if seen[0x80:0xA0].any():
         warnings.append(
-            "the text has control characters between \\x80 and \\x9f: if it is text of Windows that"
+            "the text has control characters between \\x80 and \\x9f: if it is Windows text that"
             " was read as Latin-1, use --encoding cp1252"
         )
     if seen[0xFEFF]:
@@ -197,7 +197,7 @@ def survey(corpus: Corpus) -> Survey:
             " after '*** END OF', or the model learns (and is evaluated on) its license"
         )
     vocabulary = "".join(map(chr, np.flatnonzero(seen)))
-    return Survey(sizes, hashed, sum(parts), vocabulary, excerpt, warnings)
+    return Survey(sizes, hashes, sum(parts), vocabulary, excerpt, warnings)
 
 
 def assign(found: Survey, val_fraction: float) -> np.ndarray:
@@ -211,7 +211,7 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
     if found.own_validation:
         assignment[-found.own_validation :] = VAL
         return assignment
-    _, first = np.unique(np.array(found.hash.prefixes), return_index=True)
+    _, first = np.unique(np.array(found.hashes.prefixes), return_index=True)
     if copies := len(sizes) - len(first):
         print(f"{copies:,} of {len(sizes):,} documents are copies of others: left out")
         assignment[:] = LEFT_OUT
@@ -267,7 +267,7 @@ def split(
             yield "val", number, text[left:]
         left = max(0, left - len(text))
     again.end_document()
-    if again.prefixes != found.hash.prefixes:
+    if again.prefixes != found.hashes.prefixes:
         raise UserError(CHANGED)
 
 
@@ -297,8 +297,8 @@ def training_sample(pieces: Iterable[tuple[str, int, str]], characters: int) -> 
 def sha256_of(found: Survey, assignment: np.ndarray) -> str:
     """sha256 of a single text; of several documents, of their digests and of the split."""
     if len(found.sizes) == 1:
-        return found.hash.document.hexdigest()
-    return hashlib.sha256(found.hash.all.digest() + assignment.tobytes()).hexdigest()
+        return found.hashes.document.hexdigest()
+    return hashlib.sha256(found.hashes.all.digest() + assignment.tobytes()).hexdigest()
 
 
 # -------------------------------------------------------------------------------------------------

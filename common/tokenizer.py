@@ -20,7 +20,7 @@ from common.errors import listed
 
 CODE_POINTS = 0x110000  # of Unicode
 CARRIAGE_RETURNS = (
-    "note: the text has carriage returns (line ends of Windows): remove them with dos2unix, unless"
+    "note: the text has carriage returns (Windows line ends): remove them with dos2unix, unless"
     " the training text had them"
 )
 END_OF_TEXT = "<|endoftext|>"  # between documents of BPE tokens

@@ -5,8 +5,8 @@
 # The first run downloads the 5,000 oldest abstracts from arXiv, page by page.
 # On 8,854 papers, mostly of 2025, from a file (python prepare.py robotics_bpe4096 --input
 # robotics.jsonl --field title abstract) its validation loss is 3.169, 0.992 bits per byte (one run,
-# 3.4 epochs). --on_cpu=false took 97 minutes on 2 cores of an Intel Xeon without bfloat16 that other
-# programs used too. Without a GPU the on_cpu block trains 1.3M parameters. On the same papers: 4.100
+# 3.4 epochs). --on_cpu=false took 97 minutes on 2 shared cores of an Intel Xeon without
+# bfloat16. Without a GPU the on_cpu block trains 1.3M parameters. On the same papers: 4.100
 # (median of 3 seeds, 4.086 to 4.110), 1.28 bits per byte, in 87 seconds (one run) on 2 cores of a Xeon
 # with bfloat16 (with GPT-2's tokens it was 1.45).
 

@@ -603,8 +603,8 @@ def main(argv: list[str]) -> None:
     half = STUDENT_T[seeds - 2] * PAIR_DEVIATION / math.sqrt(seeds)
     print(study.question)
     print(
-        f"{seeds} seeds: 95% intervals of about ± {half:.3f} if pairs of runs differ as ours of 500"
-        f" steps do (standard deviation {PAIR_DEVIATION}); those of shorter runs differ more"
+        f"{seeds} seeds: expect 95% intervals of about ± {half:.3f} (paired differences of our"
+        f" 500-step runs have a standard deviation of {PAIR_DEVIATION}; shorter runs vary more)"
     )
     parallel = args.parallel or (cores() if device.type == "cpu" else 1)
     # training times can only be compared with those of the same study

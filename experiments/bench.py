@@ -188,7 +188,7 @@ def training(nanogpt: str | None, rounds: int, device: torch.device) -> list[dic
         what = f"training, {size:.4g}M parameters, batches of {batch}"
         compiled = {"what": f"{what}, compiled, {precision}", "unit": "tokens/s"}
         not_compiled = {"what": f"{what}, {precision}", "unit": "tokens/s"}
-        fraction = {"what": "FLOP/s when compiled, as a share of the product's", "unit": "%"}
+        fraction = {"what": "FLOP/s when compiled, as a share of a large product's", "unit": "%"}
         product = {"what": f"product of two large matrices, {precision}", "unit": "GFLOP/s"}
         rows += [
             compiled | {"ours": rates["compiled"], **theirs},

@@ -206,7 +206,7 @@ def law(rows: list[dict], laws: scaling.Laws) -> Figure:
     misses = [
         abs(statistics.mean(point["losses"]) - point["predicted"][scaling.MAIN]) for point in points
     ]
-    loss.set_title(f"Held-out losses (rings, means of seeds): missed by up to {max(misses):.3f}")
+    loss.set_title(f"Held-out runs (rings): their means are missed by up to {max(misses):.3f}")
     log_axis(loss, "tokens trained on", budgets, [short(tokens) for tokens in budgets])
     loss.set_xlim(right=1.9 * budgets[-1])  # room for the labels
     loss.set_ylabel(LOSS)

@@ -158,12 +158,11 @@ def question_values(folder: Path) -> Values:
 
 def scaling_values(folder: Path) -> Values:
     rows, laws = read_rows(folder / "runs.jsonl"), scaling.read_laws(folder / "laws.json")
-    law, resampled = laws[scaling.MAIN]
+    law, _ = laws[scaling.MAIN]
 
     points = scaling.predictions(rows, laws)
     measured = np.array([statistics.mean(point["losses"]) for point in points])
     low, high = np.percentile([point["bootstrap"] for point in points], [2.5, 97.5], axis=1)
-    growth = scaling.middle_95([other.growth for other in resampled], 2)
     misses = {
         name: max(np.abs([point["predicted"][name] for point in points] - measured))
         for name in laws
@@ -184,6 +183,10 @@ def scaling_values(folder: Path) -> Values:
         smaller, largest = map(losses.get, counts)
         return f"{smaller - largest:.3f}" if smaller and largest else "(a run diverged)"
 
+    def growth(name: str) -> str:
+        law, resampled = laws[name]
+        return f"{law.growth:.2f} ({scaling.middle_95([other.growth for other in resampled], 2)})"
+
     def tenfold(name: str) -> str:
         law, _ = laws[name]
         return f"{law.best_loss(1e14):.2f} to {law.best_loss(1e15):.2f}"
@@ -191,7 +194,8 @@ def scaling_values(folder: Path) -> Values:
     return {
         "rate exponent": f"{scaling.rate_rule(rows)[1]:.2f}".replace("-", "−"),
         "inside": f"{((low < measured) & (measured < high)).sum()} of {len(points)}",
-        "growth": f"{law.growth:.2f} ({growth})",
+        "growth": growth(scaling.MAIN),
+        "growth without the shortest budget": growth("without the shortest budget"),
         "tenfold compute": tenfold(scaling.MAIN),
         "tenfold size": f"{10**law.growth:.1f} times",
         "tenfold compute without the shortest budget": tenfold("without the shortest budget"),

@@ -123,7 +123,7 @@ def fit(N, D, L, starts: list[np.ndarray] | None = None) -> Law:
     logs = [torch.tensor(np.log(values), dtype=torch.float64) for values in (N, D, L)]
     descents = [descend(start, *logs) for start in starts or find_starts(N, D, L)]
     _, (e, a, b, alpha, beta) = min(descents)
-    # more parameters or text can't do harm: few and short runs may look as if they did
+    # few or short runs may look as if more parameters or text did harm: keep the exponents positive
     return Law(math.exp(e), math.exp(a), math.exp(b), max(alpha, 1e-3), max(beta, 1e-3))
 
 

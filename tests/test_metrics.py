@@ -16,8 +16,8 @@ def path(folder):
     return folder / PATH
 
 
-def open_metrics(path, config, start=0, overflows=False):
-    return Metrics(path, config, "run id", start, overflows)
+def open_metrics(path, config, start=0, may_overflow=False):
+    return Metrics(path, config, "run id", start, may_overflow)
 
 
 def numbers(*values):
@@ -82,7 +82,7 @@ def test_values_that_are_not_finite_end_the_run(path, tiny, loss, norm):
 
 
 def test_an_overflow_of_float16_is_a_row_without_gradient_norm(path, tiny):
-    with open_metrics(path, tiny(), overflows=True) as metrics:
+    with open_metrics(path, tiny(), may_overflow=True) as metrics:
         metrics.add(0, 0.1, *numbers(1.0, math.inf))
         row = metrics.flush()
     assert row["train/loss"] == 1.0
@@ -90,7 +90,7 @@ def test_an_overflow_of_float16_is_a_row_without_gradient_norm(path, tiny):
 
 
 def test_a_run_whose_steps_all_overflow_has_diverged(path, tiny):
-    with open_metrics(path, tiny(), overflows=True) as metrics:
+    with open_metrics(path, tiny(), may_overflow=True) as metrics:
         for step in range(60):
             metrics.add(step, 0.1, *numbers(1.0, math.inf if step != 5 else 1.0))
         with pytest.raises(Diverged, match="grad_norm is inf at step 56"):

@@ -218,7 +218,7 @@ def test_a_run_that_ran_out_of_patience_counts_as_finished(dataset, tiny):
 @pytest.mark.slow
 def test_a_second_run_of_the_same_name_is_refused_while_the_first_is_alive(dataset, tiny):
     config = tiny()
-    with Metrics(config.path("metrics.jsonl"), config, "id", 0, overflows=False):
+    with Metrics(config.path("metrics.jsonl"), config, "id", 0, may_overflow=False):
         with pytest.raises(UserError, match="still writing.*another --run_name"):
             train(config)
         assert train(tiny(run_name="other"))["finished"]
