@@ -1,9 +1,9 @@
 # python train.py configs/wikipedia_bpe4096.py
 #
 # enwik8, 100 MB of English Wikipedia with its markup (90 MB for training), with a vocabulary of
-# 4,096 tokens trained on it. A model of 10,425,088 parameters, 1,572,864 of them in the embedding. The split is the standard
-# one, so its bits per byte can be compared with published ones (those on the 5 MB of validation
-# text, not on the test text).
+# 4,096 tokens trained on it. A model of 10,425,088 parameters, 1,572,864 of them in the
+# embedding. The split is the standard one, so its bits per byte can be compared with published
+# ones (those on the 5 MB of validation text, not on the test text).
 # The first run downloads 36 MB.
 # Loss on all of enwik8: not measured yet. On the 487 articles of its first 4.15 MB
 # (python prepare.py wikipedia_bpe4096 --limit 4154399), without a GPU, the on_cpu block trains 1.3M
