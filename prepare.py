@@ -341,13 +341,9 @@ def make_dataset(
     assignment = assign(found, val_fraction)
     documents = int((assignment != LEFT_OUT).sum())
 
-    sizes, noun = np.array(found.sizes), "document" if documents == 1 else "documents"
-    too_few = (
-        f"{sizes[assignment != LEFT_OUT].sum():,} characters in {documents:,} {noun} are too few"
-        f" for a training and a validation part (val_fraction {val_fraction:g})"
-    )
+    sizes = np.array(found.sizes)
     if not documents:
-        raise UserError(too_few)
+        raise UserError("there is no text: it is empty, or all of it is white space")
 
     # the tokenizer; no separator unless training sees one, because samples start from it
     several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
@@ -386,8 +382,14 @@ def make_dataset(
                 counts = write_tokens(new, pieces, tokenizer)
             except UnknownCharacters:
                 raise UserError(CHANGED) from None
-            if min(counts[part]["tokens"] for part in SPLITS) < 2:
-                raise UserError(too_few)
+            for split_name, part in zip(SPLITS, ("training", "validation")):
+                if counts[split_name]["tokens"] < 2:
+                    characters = sizes[assignment != LEFT_OUT].sum()
+                    noun = "documents" if documents > 1 else "document"
+                    raise UserError(
+                        f"too little text for the {part} part: {characters:,} characters in"
+                        f" {documents:,} {noun}, with a val_fraction of {val_fraction:g}"
+                    )
             meta = {
                 "source": corpus.source,
                 "limit": limit,
@@ -495,6 +497,7 @@ def main(argv: list[str]) -> None:
     add(
         "--input",
         nargs="+",
+        action="extend",
         metavar="PATH",
         help="your own text: files, folders, or - for standard input; with python_*, more code",
     )
@@ -504,7 +507,12 @@ def main(argv: list[str]) -> None:
         type=unescape,
         help=r"text between two documents of a file, such as '\n' if each line is one",
     )
-    add("--field", nargs="+", help="the input is JSON Lines; a document is these fields of a line")
+    add(
+        "--field",
+        nargs="+",
+        action="extend",
+        help="the input is JSON Lines; a document is these fields of a line",
+    )
     add("--encoding", help="encoding of the input, by its Python name (default: utf-8)")
     add("--skip_undecodable", action="store_true", help="leave out files that can't be decoded")
     add(
@@ -513,7 +521,7 @@ def main(argv: list[str]) -> None:
         default=VAL_FRACTION,
         help=f"fraction of the text for validation (default: {VAL_FRACTION})",
     )
-    add("--limit", type=int, metavar="BYTES", help="use at most this much text")
+    add("--limit", type=int, metavar="BYTES", help="use only the first BYTES of the text")
     add(
         "--tokenizer_of",
         metavar="DATASET",

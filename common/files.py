@@ -36,7 +36,7 @@ def expand(paths: Iterable[str]) -> list[str]:
     """Expands wildcards that the shell has left. Raises UserError if one matches nothing."""
     found = []
     for path in paths:
-        if os.path.lexists(path) or not set("*?[") & set(path):
+        if os.path.lexists(path) or "://" in path or not set("*?[") & set(path):
             found.append(path)
         elif matching := sorted(glob.glob(path, recursive=True)):
             found += matching
@@ -158,7 +158,7 @@ MARKS = {  # byte order marks, with which text in these encodings may begin
 }
 SIGNATURES = {  # (offset, bytes): what a file with these bytes there is
     (0, b"\x1f\x8b"): "compressed by gzip",
-    (0, b"BZh"): "compressed by bzip2",
+    (4, b"1AY&SY"): "compressed by bzip2",
     (0, b"\xfd7zXZ"): "compressed by xz",
     (0, b"\x28\xb5\x2f\xfd"): "compressed by zstd",
     (0, b"PK\3\4"): "a ZIP archive or an office document",
@@ -166,7 +166,7 @@ SIGNATURES = {  # (offset, bytes): what a file with these bytes there is
     (0, b"%PDF-"): "a PDF",
     (0, b"{\\rtf"): "an RTF document",
     (0, b"\xd0\xcf\x11\xe0"): "an old office document",
-    (0, b"PAR1"): "a Parquet file",
+    (0, b"PAR1\x15"): "a Parquet file",
 }
 
 
@@ -241,12 +241,13 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
 def last_gap(text: str) -> int:
     """The last index between a word and the white space after it: no token of a BPE crosses one.
 
-    If the last LONGEST_WORD characters have no such place, the length of the text.
+    If the last LONGEST_WORD characters have no such place, the end, or before a "\r" there, which
+    may begin a line end.
     """
     for i in range(len(text) - 1, max(0, len(text) - LONGEST_WORD), -1):
         if text[i].isspace() and not text[i - 1].isspace():
             return i
-    return len(text)
+    return len(text) - text.endswith("\r")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -17,6 +17,7 @@ from common.files import (
     STDIN,
     NotText,
     OtherFormat,
+    expand,
     find,
     last_gap,
     marked_encoding,
@@ -37,7 +38,8 @@ class Input:
         self.name = "standard input" if path == STDIN else str(path)
         if path == STDIN and not sys.stdin:
             raise UserError("standard input is closed: name a file instead of -")
-        if path == STDIN or not path.is_file():
+        # files of /proc have text, but a size of 0
+        if path == STDIN or not path.is_file() or path.stat().st_size == 0:
             self.copy = tempfile.TemporaryFile()
             with nullcontext(sys.stdin.buffer) if path == STDIN else open(path, "rb") as pipe:
                 shutil.copyfileobj(pipe, self.copy)
@@ -99,7 +101,7 @@ def read_inputs(
         ) from None
     default = ["*.jsonl"] if field else ["*.txt", "*.md"]
     found = [Input(path) for path in find(inputs, [pattern] if pattern else default)]
-    named = [name for name in inputs if Path(name).is_file()]
+    named = [name for name in expand(inputs) if Path(name).is_file()]
     if pattern and (others := [name for name in named if not matches(Path(name).parts, pattern)]):
         print(f"note: --pattern applies to folders only; these are used too: {listed(others)}")
     if skip_undecodable:

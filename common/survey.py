@@ -7,7 +7,7 @@ import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import chain
 
 import numpy as np
 
@@ -38,60 +38,43 @@ PLAIN = (  # what --replace_unknown writes for typographic characters
     | dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb", '"')
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
     | dict.fromkeys("\u2014\u2015", "--")
-    | {"\u2026": "...", "\t": " "}
+    | dict.fromkeys("\v\f\x85\u2028\u2029", "\n")
+    | dict.fromkeys("\t/\\|_=+@<>", " ")  # without them, words would grow together
+    | {"\u2026": "..."}
 )
 
 
 def numbered(*texts: Text) -> Iterator[tuple[int, int, str]]:
     """Yields (index of the text, number of the document, piece) for each piece.
 
-    Documents are numbered across all texts; empty ones are skipped.
+    Documents are numbered across all texts; those of white space only are skipped.
     """
-    number, empty = 0, True
+    number = 0
     for part, text in enumerate(texts):
+        held, begun = [], False  # held: white space at the beginning of a document
         for piece in chain(text, [END]):
-            if piece:
-                yield part, number, piece
-                empty = False
-            elif piece is END and not empty:
-                number, empty = number + 1, True
+            if piece is END:
+                number += begun
+                held, begun = [], False
+            elif piece:
+                held.append(piece)
+                begun = begun or not piece.isspace()
+                while begun and held:
+                    yield part, number, held.pop(0)
 
 
 def limited(corpus: Corpus, limit: int) -> Corpus:
-    """The documents of the training text that fit into `limit` bytes together, in order, until 99%
-    of it is used; if none does, a part of the first one.
-    """
-    chosen, total = bytearray(), 0  # a 1 for each document that fits
-    for _, pieces in by_document(corpus.text()):
-        size = sum(len(piece.encode("utf-8", "surrogatepass")) for _, _, piece in pieces)
-        chosen.append(total + size <= limit)
-        total += size if chosen[-1] else 0
-        if total > 0.99 * limit:  # the rest need not be read
-            break
-    if any(chosen):
-        return replace(corpus, text=lambda: choose(corpus.text(), chosen))
+    """The corpus with only the first `limit` bytes of its training text."""
     return replace(corpus, text=lambda: beginning(corpus.text(), limit))
 
 
-def by_document(text: Text) -> Iterator[tuple[int, Iterator[tuple[int, int, str]]]]:
-    """Yields the number of each document and its pieces, as `numbered` does."""
-    return groupby(numbered(text), key=lambda item: item[1])
-
-
-def choose(text: Text, chosen: bytearray) -> Text:
-    """The documents whose number has a 1."""
-    for number, pieces in by_document(text):
-        if number == len(chosen):
-            return
-        if chosen[number]:
-            yield from (piece for _, _, piece in pieces)
-            yield END
-
-
 def beginning(text: Text, limit: int) -> Text:
-    """The first `limit` bytes of the first document, without a character that is cut in two."""
-    for _, number, piece in numbered(text):
-        if number > 0 or limit <= 0:
+    """The first `limit` bytes, without a character that is cut in two."""
+    for piece in text:
+        if piece is END:
+            yield END
+            continue
+        if limit <= 0:
             return
         try:
             content = piece.encode("utf-8")
@@ -109,21 +92,36 @@ class DocumentHashes:
     """sha256 of each document of a text, and of all of them."""
 
     def __init__(self):
-        self.document = hashlib.sha256()  # of the document that is being read
-        self.all = hashlib.sha256()  # of the digests of those before
-        self.prefixes = array("Q")  # the first 8 bytes of each digest, to find equal documents
+        self.all = hashlib.sha256()  # of the digests of the documents before
+        # 8 bytes for each of them; equal if their texts are, apart from carriage returns and white
+        # space at the end
+        self.prefixes = array("Q")
+        self.begin_document()
+
+    def begin_document(self) -> None:
+        self.document = hashlib.sha256()  # of what has been read, without white space at the end
+        self.space = b""  # that white space
+        self.plain = None  # the same without carriage returns, once there is one
 
     def add(self, number: int, content: bytes) -> None:
         """number: of the document; those before it have ended."""
         if number > len(self.prefixes):
             self.end_document()
-            self.document = hashlib.sha256()
-        self.document.update(content)
+            self.begin_document()
+        content = self.space + content
+        text = content.rstrip()
+        self.space = content[len(text) :]
+        if b"\r" in text:
+            self.plain = self.plain or self.document.copy()
+        if self.plain:
+            self.plain.update(text.replace(b"\r", b""))
+        self.document.update(text)
 
     def end_document(self) -> None:
-        digest = self.document.digest()
-        self.all.update(digest)
-        self.prefixes.append(int.from_bytes(digest[:8], "little"))
+        plain = self.plain or self.document
+        self.prefixes.append(int.from_bytes(plain.digest()[:8], "little"))
+        self.document.update(self.space)
+        self.all.update(self.document.digest())
 
 
 @dataclass
@@ -203,8 +201,9 @@ def survey(corpus: Corpus) -> Survey:
 def assign(found: Survey, val_fraction: float) -> np.ndarray:
     """TRAIN, VAL or LEFT_OUT for each document; prints what the user should know about it.
 
-    Of equal documents only the first is used. With a fixed seed, whole documents are chosen for
-    validation whose size together is near val_fraction of the text.
+    Of equal documents only the first is used; line ends and white space at the end don't count.
+    With a fixed seed, whole documents are chosen for validation whose size together is near
+    val_fraction of the text.
     """
     sizes = np.array(found.sizes, dtype=np.int64)
     assignment = np.full(len(sizes), TRAIN, dtype=np.uint8)
@@ -220,24 +219,34 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
     if len(documents) < 2:
         return assignment
 
-    # take documents in random order as long as they fit, then one more if that is nearer
+    # take documents in random order as long as they fit (to go on would prefer short ones), then
+    # one more if that is nearer
     order = np.random.default_rng(SPLIT_SEED).permutation(documents)
     target, total = val_fraction * sizes[documents].sum(), 0
     for number in order[:-1]:
         if total + sizes[number] <= target:
             assignment[number] = VAL
             total += sizes[number]
+        elif sizes[number] <= target:
+            break
     others = order[assignment[order] == TRAIN]
     distances = np.abs(total + sizes[others] - target)
     if total == 0 or len(others) > 1 and distances.min() < target - total:
         nearest = others[distances.argmin()]
         assignment[nearest] = VAL
         total += sizes[nearest]
+    small = documents[sizes[documents] <= target]
     fraction = total / sizes[documents].sum()
+    of_small = sizes[small[assignment[small] == VAL]].sum() / max(1, sizes[small].sum())
     if abs(fraction - val_fraction) > 0.2 * val_fraction:
         print(
             f"warning: {fraction:.1%} of the text is for validation instead of {val_fraction:.1%},"
             f" because the {len(documents):,} documents are kept whole: divide the largest ones"
+        )
+    elif len(small) < len(documents) and of_small > 0.5:
+        print(
+            f"warning: the validation part has {of_small:.0%} of the text of the {len(small):,}"
+            " shorter documents and no others, which don't fit there: divide the largest ones"
         )
     return assignment
 
@@ -267,7 +276,7 @@ def split(
             yield "val", number, text[left:]
         left = max(0, left - len(text))
     again.end_document()
-    if again.prefixes != found.hashes.prefixes:
+    if again.all.digest() != found.hashes.all.digest():
         raise UserError(CHANGED)
 
 
@@ -316,7 +325,7 @@ def substitutes(unknown: str, characters: str) -> dict[str, str]:
             plain = PLAIN.get(plain, plain)
         if character.isspace() and not set(plain) & known:
             plain = " " if " " in known else "\n"
-        if "/" in plain and "/" not in known:  # else 1/2 would become 12
+        if "/" in plain and "/" not in known:  # of a fraction; else ½ would become 12
             plain = ""
         found[character] = "".join(c for c in plain if c in known)
     return found

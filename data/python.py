@@ -43,7 +43,7 @@ def load(folder: Path, *, inputs: Sequence[str] = (), pattern: str | None = None
         print(f"left out, as they are not UTF-8 text: {listed(left_out)}")
 
     def texts() -> Iterator[str]:
-        for path in paths + added:
+        for path in added + paths:
             if text := read_utf8(path):
                 yield text
 

@@ -79,11 +79,11 @@ def test_python_adds_source_trees(library, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "lib"))
     own, more, alone = (str(tmp_path / name) for name in ("own", "more", "alone.py"))
     corpus = python.load(tmp_path, inputs=[own, alone])
-    assert texts(corpus) == ["# abc", "# c", "# b", "# alone"]
+    assert texts(corpus) == ["# c", "# b", "# alone", "# abc"]  # a --limit takes those first
     assert "standard library" in corpus.source
     assert own in corpus.source
     assert "own/latin.py" in capsys.readouterr().out
-    assert texts(python.load(tmp_path, inputs=[more], pattern="*_txt")) == ["# abc", "# e"]
+    assert texts(python.load(tmp_path, inputs=[more], pattern="*_txt")) == ["# e", "# abc"]
     with pytest.raises(UserError, match=r"no \*\.py in"):
         python.load(tmp_path, inputs=[more])
     os.mkfifo(tmp_path / "pipe")

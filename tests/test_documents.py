@@ -167,7 +167,7 @@ def test_generation_stops_once_all_samples_have_ended():
 def test_evaluate_says_how_to_compare_tokenizers(template, monkeypatch, capsys):
     monkeypatch.chdir(template)
     assert evaluate.main(["--ckpt", "out/tiny_best.pt"]) == 0
-    assert "other tokenizers by their bits per byte" in capsys.readouterr().out
+    assert "different tokenizers, use bits per byte" in capsys.readouterr().out
 
 
 def test_plot_expands_wildcards(template, monkeypatch, tmp_path):

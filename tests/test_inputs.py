@@ -1,5 +1,6 @@
 """The user's own files: finding them, decoding them, dividing them into documents."""
 
+import bz2
 import io
 import json
 import os
@@ -513,3 +514,23 @@ def test_json_lines_without_a_field_are_pointed_out(folder, capsys):
         "papers.jsonl is read as plain text; for JSON Lines, use --field NAME"
         in capsys.readouterr().out
     )
+
+
+def test_text_that_begins_like_a_compressed_file_is_text(folder):
+    write(a_txt="BZhang: hello\n", b_txt="PAR1 and PAR2\n")
+    assert texts("a.txt", "b.txt") == ["BZhang: hello\n", "PAR1 and PAR2\n"]
+    write(c_txt=bz2.compress(b"hello"))
+    with pytest.raises(UserError, match="compressed by bzip2"):
+        texts("c.txt")
+
+
+def test_a_line_end_is_not_cut_in_two():
+    text = "a" + "\r\n" * 50_000
+    blocks = [text[i : i + 16] for i in range(0, len(text), 16)]
+    assert not any(piece.endswith("\r") for piece in files.cut(blocks))
+
+
+def test_files_found_by_a_wildcard_may_not_match_the_pattern(folder, capsys):
+    write(texts__a_txt="a", texts__b_md="b")
+    assert texts("texts/*", pattern="*.txt") == ["a", "b"]
+    assert "these are used too: texts/b.md" in capsys.readouterr().out

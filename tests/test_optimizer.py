@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import muon
 from common.dataset import Dataset
 from common.tokenizer import ByteTokenizer
 from config import SETTINGS
@@ -110,8 +111,9 @@ def test_muon_updates_the_matrices_of_the_blocks_and_nothing_else(tiny, optimize
 
 
 @pytest.mark.parametrize("optimizer", SETTINGS["optimizer"].choices)
-def test_a_learning_rate_in_a_tensor_makes_the_same_steps(make_run, optimizer):
+def test_a_learning_rate_in_a_tensor_makes_the_same_steps(make_run, optimizer, monkeypatch):
     """As in a CUDA graph, for which a plain call stands in here."""
+    monkeypatch.setattr(muon, "has_bfloat16", lambda device: False)  # its rounding adds up
     plain, recorded = make_run(optimizer=optimizer), make_run(optimizer=optimizer)
     recorded.graph = lambda function, *tensors: function(*tensors)
     before = parameters(plain.model)

@@ -7,6 +7,7 @@ import types
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import ROOT, contents, verses
 from server import reply, serve
@@ -180,10 +181,46 @@ def test_equal_documents_count_once(folder, capsys):
     assert "3 of 6 documents are copies of others" in capsys.readouterr().out
 
 
-def test_a_text_and_its_copy_are_a_single_text(folder):
+@pytest.mark.parametrize("size", [1 << 16, 7])
+@pytest.mark.parametrize("copied", [str, lambda s: s + "\n \n", lambda s: s.replace("\n", "\r\n")])
+def test_a_text_and_its_copy_are_a_single_text(folder, copied, size):
     text = verses(50)
-    prepare.make_dataset("docs_char", "char", Corpus("", lambda: documents([text, text])))
+    first, second = (
+        [one[i : i + size] for i in range(0, len(one), size)] for one in (text, copied(text))
+    )
+    prepare.make_dataset("docs_char", "char", Corpus("", lambda: [*first, END, *second]))
     assert "".join(decoded("docs_char")) == text
+
+
+def test_documents_that_differ_within_a_line_are_no_copies(folder):
+    texts = ["one two", "one  two", "onetwo", " one two", "one\ntwo"]
+    prepare.make_dataset("docs_char", "char", Corpus("", lambda: documents(texts)))
+    assert load_dataset("docs_char").meta["documents"] == 5
+
+
+def test_documents_of_white_space_are_left_out(folder):
+    texts = ["\n", "one", " \n", "", "\n two"]
+    prepare.make_dataset("docs_char", "char", Corpus("", lambda: documents(texts)), 0.5)
+    assert sorted(decoded("docs_char")) == ["\n two", "one"]
+
+
+def chosen(sizes: list[int]) -> np.ndarray:
+    """The sizes of the documents for validation, a tenth of documents of these sizes."""
+    texts = [chr(0x100 + i) * size for i, size in enumerate(sizes)]
+    found = survey.survey(Corpus("", lambda: documents(texts)))
+    return np.array(sizes)[survey.assign(found, 0.1) == survey.VAL]
+
+
+@pytest.mark.parametrize("long", [10, 12, 20])
+def test_short_documents_do_not_crowd_out_long_ones(long):
+    sizes = chosen([10_000] * long + [130] * 90)
+    assert (sizes == 10_000).any()
+    assert (sizes == 130).sum() < 45
+
+
+def test_a_validation_part_of_most_short_documents_is_mentioned(capsys):
+    assert set(chosen([50_000] * 2 + [130] * 90)) == {130}
+    assert "of the text of the 90 shorter documents and no others" in capsys.readouterr().out
 
 
 def test_bpe_puts_its_end_of_text_token_between_documents(bpe):
@@ -261,7 +298,7 @@ def test_one_text_with_its_own_validation_text_has_no_separators(folder):
 
 def test_a_limit_keeps_the_validation_text_of_a_corpus():
     corpus = Corpus("", lambda: documents(["one", "two"]), validation=lambda: ["three"])
-    for limit, text in ((4, "one"), (2, "on")):
+    for limit, text in ((4, "onet"), (2, "on")):
         limited = survey.limited(corpus, limit)
         assert "".join(filter(None, limited.text())) == text
         assert list(limited.validation()) == ["three"]
@@ -277,22 +314,24 @@ def test_a_limit_takes_the_beginning_of_a_text(folder, monkeypatch):
     assert load_dataset("a_byte").meta["limit"] == 1001
 
 
-@pytest.mark.parametrize(
-    "sizes, taken",
-    [
-        ([600, 300, 200], [600, 300]),
-        ([5_000, 600, 300], [600, 300]),
-        ([300, 5_000, 600], [300, 600]),
-        ([5_000, 4_000], [1_000]),  # a part of the first one, as a single text
-    ],
-)
-def test_a_limit_takes_the_documents_that_fit(folder, sizes, taken):
+@pytest.mark.parametrize("sizes, documents_left", [([600, 300, 200], 3), ([5_000, 600], 1)])
+def test_a_limit_takes_the_first_bytes_of_the_documents(folder, sizes, documents_left):
     texts = [letter * size for letter, size in zip("abc", sizes)]
-    corpus = Corpus("", lambda: documents(texts))
-    prepare.make_dataset("docs_byte", "byte", corpus, 0.5, limit=1000)
-    meta = load_dataset("docs_byte").meta
-    assert meta["documents"] == len(taken)
-    assert meta["train"]["bytes"] + meta["val"]["bytes"] == sum(taken)
+    corpus = survey.limited(Corpus("", lambda: documents(texts)), 1000)
+    assert "".join(filter(None, corpus.text())) == "".join(texts)[:1000]
+    prepare.make_dataset("docs_byte", "byte", corpus, 0.5)
+    assert load_dataset("docs_byte").meta["documents"] == documents_left
+
+
+def test_an_option_with_several_values_may_be_repeated(folder):
+    Path("a.txt").write_text("one " * 20)
+    Path("b.txt").write_text("two " * 20)
+    assert prepare.main(["a_char", "--input", "a.txt", "--input", "b.txt"]) == 0
+    assert load_dataset("a_char").meta["documents"] == 2
+    Path("c.jsonl").write_text('{"x": "one", "y": "two"}\n')
+    fields = ["--field", "x", "--field", "y"]
+    assert prepare.main(["c_char", "--input", "c.jsonl", *fields, "--val_fraction", "0.5"]) == 0
+    assert "".join(decoded("c_char")) == "one\n\ntwo"
 
 
 def test_a_pattern_selects_files(folder):
@@ -418,6 +457,7 @@ def test_white_space_and_fractions_keep_their_meaning():
         "\xbd": " 1/2",
     }
     assert survey.substitutes("\u2028\xbd", "abc\n0123") == {"\u2028": "\n", "\xbd": ""}
+    assert survey.substitutes("/_\f", "abc \n") == {"/": " ", "_": " ", "\f": "\n"}
 
 
 def test_more_characters_than_ids_are_refused(folder):
