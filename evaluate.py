@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.files import read_text
 from common.gpt2 import load_model
 from common.inputs import is_json, split_documents
-from common.tokenizer import CARRIAGE_RETURNS, UnknownCharacters, known_line_ends
+from common.tokenizer import UnknownCharacters, known_line_ends, print_notes
 from model import GPT, next_token_loss
 
 BATCH_TOKENS = 1 << 14  # tokens per forward pass
@@ -88,11 +88,10 @@ def evaluate(path: str, text_path: str | None, device_name: str) -> dict:
         if text != original:
             note = "note: the model does not know \\r: each \\r\\n or \\r counts as one \\n"
             print(note, file=sys.stderr)
-        elif "\r" in text:
-            print(CARRIAGE_RETURNS, file=sys.stderr)
+        print_notes(text, tokenizer)
         if is_json(text_path):
             print(f"note: {text_path} is measured as it is, not by fields", file=sys.stderr)
-        documents = split_documents(text, tokenizer) or [""]
+        documents = list(filter(None, split_documents(text, tokenizer))) or [""]
         try:
             tokens = tokenizer.encode_documents(documents)
         except UnknownCharacters as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from common import bpe, checkpoint, gguf, gpt2_bpe
+from common import bpe, gguf, gpt2_bpe
 from common.checkpoint import Checkpoint
 from common.cli import Parser, command, optional_package, quote
 from common.errors import UserError
@@ -26,6 +26,7 @@ from common.gpt2 import (
     GPT2_MODULES,
     GPT2_SIZES,
     LLAMA_MODULES,
+    load_model,
     renamed,
 )
 from common.tokenizer import (
@@ -60,7 +61,9 @@ FILES = {
     "tokenizer_config.json",
 }
 MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
-HASHES = "exported_sha256"  # in config.json: those of the other files, which show later edits
+# those of the other files in config.json, and in GGUF that of all after its START; they show edits
+HASHES = "exported_sha256"
+START = 1000  # bytes; the metadata begins with both marks
 UNFINISHED = ".export-"  # prefix of the temporary folder that files are written to first
 NOT_OURS = "{} is not an earlier export, or was changed since: choose another --out"
 
@@ -331,12 +334,13 @@ def check_file(out: Path) -> None:
     """Raises UserError unless `out` is missing or an earlier export."""
     try:
         with open(out, "rb") as file:
-            start = file.read(1000)
+            start = file.read(START)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return
     except IsADirectoryError:
-        start = b""
-    if not start.startswith(b"GGUF") or MARK.encode() not in start:
+        start, digest = b"", ""
+    if not start.startswith(b"GGUF") or digest.encode() not in start:
         raise UserError(NOT_OURS.format(out))
 
 
@@ -398,7 +402,13 @@ def export_file(saved: Checkpoint, out: Path) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
         new = Path(temporary) / "new.gguf"
         try:
-            gguf.write(new, model, architecture, tokenizer, bpe_model, {MARK: saved.run_id})
+            marks = {MARK: saved.run_id, HASHES: 64 * "0"}
+            gguf.write(new, model, architecture, tokenizer, bpe_model, marks)
+            with open(new, "r+b") as file:
+                start = file.read(START)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(start.index(marks[HASHES].encode()))
+                file.write(digest.encode())
         except OSError as error:
             if error.strerror:
                 raise
@@ -420,7 +430,9 @@ def main(argv: list[str]) -> None:
     )
     add("--out", help="folder or file to make (default: hf, or model.gguf)")
     args = parser.parse_args(argv)
-    saved = checkpoint.load(args.ckpt)
+    saved = load_model(args.ckpt)
+    if not isinstance(saved, Checkpoint):
+        raise UserError(f"{args.ckpt} is GPT-2 itself, which transformers can open", status=2)
     if args.format == "gguf":
         out = args.out or "model.gguf"
         architecture = export_file(saved, Path(out))

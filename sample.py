@@ -6,9 +6,7 @@ python sample.py --ckpt out/capstone_best.pt --interactive
 
 import common.threads  # isort: skip  # noqa: F401 (before torch)
 import math
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -17,18 +15,15 @@ from common.device import pick_device, pick_weights_dtype
 from common.errors import UserError
 from common.files import read_text
 from common.gpt2 import load_model
-from common.tokenizer import CARRIAGE_RETURNS, Tokenizer, UnknownCharacters, known_line_ends
+from common.inputs import split_prompt
+from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends, print_notes
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """The prompt's ids, or those that a text without a prompt starts from. Raises UserError."""
-    text, separator = known_line_ends(text, tokenizer), tokenizer.separator
-    if separator and tokenizer.divider:  # then prepare.py dropped the newlines around it
-        text = re.sub(rf"[\r\n]*{re.escape(separator)}[\r\n]*", lambda _: separator, text)
+    documents = split_prompt(known_line_ends(text, tokenizer), tokenizer)
     try:
-        documents = text.split(separator) if separator else [text]
-        ids = tokenizer.encode_documents(documents)
-        return ids.tolist() or tokenizer.start_ids
+        return tokenizer.encode_documents(documents).tolist() or tokenizer.start_ids
     except UnicodeEncodeError:
         raise UserError("the prompt is not valid UTF-8", status=2) from None
     except UnknownCharacters as error:
@@ -48,13 +43,14 @@ def check_stop(text: str, tokenizer: Tokenizer) -> None:
 
 
 class TextDecoder:
-    """Turns the tokens of a sample into text, up to the end of its document or after `stop`."""
+    """Turns the tokens of a sample into text, up to its document's end or after a stop text."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | None, prompt: str = ""):
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), prompt: str = ""):
         self.decode = tokenizer.stream_decoder()
-        self.separator, self.stop = tokenizer.separator, stop
+        self.separator, self.stops = tokenizer.separator, stops
         # a separator or stop text may begin in the prompt, or in text that was already returned
-        self.overlap = max(len(self.separator or ""), len(stop or ""))
+        self.overlap = max(map(len, [self.separator or "", *stops]))
+        prompt = known_line_ends(prompt, tokenizer)
         self.text = prompt[-self.overlap :] if self.overlap else ""  # the end of the text
         self.returned = len(self.text)  # how much of it was returned
         self.ended = False
@@ -66,7 +62,7 @@ class TextDecoder:
         old = len(self.text)
         self.text += self.decode(ids)
         ends = []
-        for mark, shown in ((self.separator, 0), (self.stop, len(self.stop or ""))):
+        for mark, shown in [(self.separator, 0), *((stop, len(stop)) for stop in self.stops)]:
             # only one that ends in the new text counts
             if mark and (start := self.text.find(mark, max(0, old - len(mark) + 1))) >= 0:
                 ends.append(start + shown)
@@ -134,7 +130,7 @@ def converse(text: str, generate: Callable[[str], Iterator[str]], line_end: str)
                 print(escape_controls(piece), end="", flush=True)
                 longer += piece
             if longer == prompt:
-                print("The model ends the text here. Type a line to continue it.")
+                print("The model adds nothing here. Type a line to continue the text.")
         except UserError as error:  # a character that the model does not know
             print(error)
             continue
@@ -175,7 +171,14 @@ def main(argv: list[str]) -> None:
         type=number(float, lambda p: 0 < p <= 1, "above 0 and at most 1"),
         help="sample from the smallest set of likely tokens with this total probability",
     )
-    parser.add_text("--stop", type=unescape, help=r"end a sample after this text, such as '\n'")
+    parser.add_text(
+        "--stop",
+        type=unescape,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help=r"end a sample after this text, such as '\n'; may be repeated",
+    )
     add("--seed", type=whole_number(0, 2**63 - 1), default=1337, help="random seed (default: 1337)")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     args = parser.parse_args(argv)
@@ -187,8 +190,8 @@ def main(argv: list[str]) -> None:
     # the model
     device, _ = pick_device(args.device)
     model, tokenizer = load_model(args.ckpt).build(device)
-    if args.stop is not None:
-        check_stop(args.stop, tokenizer)
+    for stop in args.stop:
+        check_stop(stop, tokenizer)
     if args.temperature > 0:  # without randomness, rounding to bfloat16 could decide the text
         model.to(pick_weights_dtype(device, args.num_samples))
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -209,8 +212,7 @@ def main(argv: list[str]) -> None:
 
     # the text
     prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
-    if "\r" in known_line_ends(prompt, tokenizer):
-        print(CARRIAGE_RETURNS, file=sys.stderr)
+    print_notes(known_line_ends(prompt, tokenizer), tokenizer)
     if args.interactive:
         encode_prompt(prompt, tokenizer)  # raises UserError if the model does not know it
         one_line = tokenizer.kind == "char" and "\n" not in tokenizer.characters

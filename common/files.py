@@ -179,6 +179,8 @@ def read_text(path: str | Path) -> str:
         return "".join(read_pieces(Path(path)))
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
+    except OtherFormat as error:
+        raise UserError(f"{error}: save its text as a UTF-8 file first") from None
     except NotText as error:
         raise UserError(f"{error}: convert it to UTF-8 first") from None
 
@@ -201,17 +203,18 @@ def read_pieces(
             if start.startswith(signature, offset):
                 raise OtherFormat(f"{name} is {kind}, not text")
         encoding = marked_encoding(start) or encoding
+        end, longest = 0, math.inf if size is None else size  # end: of what has been read
 
         def blocks() -> Iterator[bytes]:
-            left = math.inf if size is None else size
-            while block := file.read(min(BLOCK_BYTES, left)):
-                left -= len(block)
+            nonlocal end
+            while block := file.read(min(BLOCK_BYTES, longest - end)):
+                end += len(block)
                 yield block
 
         try:
             yield from cut(codecs.iterdecode(blocks(), encoding))
         except UnicodeDecodeError as error:
-            offset = file.tell() - len(error.object) + error.start
+            offset = end - len(error.object) + error.start
             where = f"byte {offset:,} is {error.object[error.start]:#04x}"
             raise NotText(f"{name} is not {encoding.upper()} text ({where})") from None
         except UnicodeError as error:  # UTF-16 without a byte order mark

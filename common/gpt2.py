@@ -157,6 +157,14 @@ def load_gpt2(folder: Path) -> SavedModel:
             shape = tuple(saved[theirs].shape)
             raise UserError(f"{path}: the shape of {theirs}, {shape}, contradicts config.json")
 
+    # OpenAI's logits lie far below 0, where bfloat16 is coarse. A softmax does not see a constant
+    # in all of them, such as the head's mean row makes; positions make up for it in the embedding.
+    mean = weights["head.weight"].mean(0)
+    weights["head.weight"] = weights["head.weight"] - mean
+    if config.tie_embeddings:
+        weights["token_embedding.weight"] = weights["head.weight"]
+        weights["position_embedding.weight"] = weights["position_embedding.weight"] + mean
+
     constants = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks, and the tied head
     surplus = sorted(name for name in saved.keys() - read if not name.endswith(constants))
     if surplus:

@@ -242,21 +242,32 @@ def divide(pieces: Iterable[str], separator: str) -> Text:
 
 
 def split_documents(text: str, tokenizer: Tokenizer) -> list[str]:
-    """The documents of a text, without empty ones, as `prepare.py` divided the training text.
+    """The documents of a text, as `prepare.py` divided the training text; some may be empty.
 
     If the text has the tokenizer's own separator, that divides it. Only documents that were not
     files lose the newlines around them.
     """
     separator, divider = tokenizer.separator, tokenizer.divider
     if not divider:
-        documents = text.split(separator) if separator else [text]
-    else:
-        documents = [""]
-        for piece in divide([text], separator if separator and separator in text else divider):
-            documents[-1] += piece or ""
-            if piece is END:
-                documents.append("")
-    return [document for document in documents if document]
+        return text.split(separator) if separator else [text]
+    documents = [""]
+    for piece in divide([text], separator if separator and separator in text else divider):
+        documents[-1] += piece or ""
+        if piece is END:
+            documents.append("")
+    return documents
+
+
+def split_prompt(prompt: str, tokenizer: Tokenizer) -> list[str]:
+    """The documents of a prompt. Unlike those of a text, they keep the newlines at its ends."""
+    documents = split_documents(prompt, tokenizer)
+    if len(documents) == 1:
+        return [prompt]
+    if tokenizer.divider:
+        start, end = re.fullmatch(r"([\r\n]*).*?([\r\n]*)", prompt, re.DOTALL).groups()
+        documents[0] = documents[0] and start + documents[0]
+        documents[-1] = documents[-1] and documents[-1] + end
+    return documents
 
 
 def trim(document: str, begun: bool) -> str:

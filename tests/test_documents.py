@@ -103,7 +103,7 @@ def test_continuous_text_has_no_end(dataset, tiny):
     train.train(tiny())
     saved = checkpoint.load("out/tiny_best.pt")
     assert saved.tokenizer.keys() == {"kind", "characters"}
-    writer = sample.TextDecoder(CharTokenizer(saved.tokenizer["characters"]), None)
+    writer = sample.TextDecoder(CharTokenizer(saved.tokenizer["characters"]))
     assert writer.add(writer_ids := list(range(20)) * 3) == writer_text(saved, writer_ids)
     assert not writer.ended
 
@@ -133,21 +133,24 @@ def writer_text(saved, ids) -> str:
 def test_where_a_sample_ends(separator, stop, text, written, ended):
     tokenizer = CharTokenizer("\nabcd", separator)
     ids = tokenizer.encode(text).tolist()
-    one_by_one, at_once = sample.TextDecoder(tokenizer, stop), sample.TextDecoder(tokenizer, stop)
+    one_by_one, at_once = (
+        sample.TextDecoder(tokenizer, [stop] if stop else []),
+        sample.TextDecoder(tokenizer, [stop] if stop else []),
+    )
     assert "".join(one_by_one.add([i]) for i in ids) + one_by_one.finish() == written
     assert at_once.add(ids) + at_once.finish() == written
     assert one_by_one.ended == at_once.ended == ended
 
 
 def test_text_is_written_as_soon_as_possible():
-    writer = sample.TextDecoder(CharTokenizer("\nab", "\n\n"), "bbbb")
+    writer = sample.TextDecoder(CharTokenizer("\nab", "\n\n"), ["bbbb"])
     assert [writer.add([i]) for i in (1, 2, 0, 1, 0, 0)] == ["a", "b", "", "\na", "", ""]
     assert writer.ended
 
 
 def test_bpe_samples_end_at_the_end_of_text_token(bpe):
     tokenizer = BPETokenizer()
-    writer = sample.TextDecoder(tokenizer, None)
+    writer = sample.TextDecoder(tokenizer)
     ids = [*tokenizer.encode("The end.").tolist(), 50256, *tokenizer.encode("More").tolist()]
     assert writer.add(ids) == "The end."
     assert writer.ended
@@ -156,7 +159,7 @@ def test_bpe_samples_end_at_the_end_of_text_token(bpe):
 def test_generation_stops_once_all_samples_have_ended():
     tokenizer = CharTokenizer("\nab", "\n")
     tokens = iter(torch.tensor([[[1], [2]], [[0], [2]], [[1], [0]], [[1], [1]]]))
-    writers = [sample.TextDecoder(tokenizer, None) for _ in range(2)]
+    writers = [sample.TextDecoder(tokenizer) for _ in range(2)]
     assert sample.decode_samples(tokens, writers) == ["a", "bb"]
     assert len(list(tokens)) == 1
 

@@ -404,6 +404,13 @@ def edit_generation() -> None:
     path.write_text(path.read_text().replace("max_new_tokens", "max_length"))
 
 
+def test_a_folder_is_no_checkpoint(folder, capsys):
+    save(build_model())
+    Path("out").mkdir(exist_ok=True)
+    assert export.main(["--ckpt", "out"]) == 1
+    assert "out is a folder without GPT-2's config.json" in error_line(capsys)
+
+
 @pytest.mark.parametrize("change", [fine_tune, edit_card, edit_generation])
 def test_an_export_that_was_changed_is_not_replaced(folder, capsys, change):
     save(build_model())

@@ -68,9 +68,10 @@ def test_an_earlier_file_is_replaced_and_anything_else_is_not(folder, capsys):
     assert run_export() == 0
     assert run_export() == 0
     Path("foreign.gguf").write_bytes(b"GGUF and more")
+    Path("changed.gguf").write_bytes(Path("model.gguf").read_bytes() + b"more")
     Path("folder").mkdir()
     before = contents(folder)
-    for out in ("foreign.gguf", "folder", "run_best.pt"):
+    for out in ("foreign.gguf", "changed.gguf", "folder", "run_best.pt"):
         capsys.readouterr()
         assert run_export(out) == 1
         assert "is not an earlier export, or was changed since" in error_line(capsys)

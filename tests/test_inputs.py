@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -360,6 +361,15 @@ def test_files_that_are_not_text_are_refused_in_any_encoding(folder, start, enco
     with pytest.raises(UserError, match="a.txt is .*, not text") as error:
         texts("a.txt", encoding=encoding)
     assert "--encoding" not in str(error.value)
+    with pytest.raises(UserError, match="save its text as a UTF-8 file first"):
+        files.read_text("a.txt")
+
+
+def test_a_pipe_that_is_not_text_is_refused_like_a_file(folder):
+    os.mkfifo("pipe")
+    threading.Thread(target=lambda: Path("pipe").write_bytes(b"abc\xe9")).start()
+    with pytest.raises(UserError, match=r"pipe is not UTF-8 text \(byte 3 is 0xe9\)"):
+        files.read_text("pipe")
 
 
 def test_text_of_windows_read_as_latin_1_gets_a_warning(folder, capsys):

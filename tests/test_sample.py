@@ -7,7 +7,7 @@ from helpers import TINY, shorten_endings, verses
 
 import sample
 from common import checkpoint
-from common.tokenizer import ByteTokenizer, CharTokenizer, TrainedBPETokenizer
+from common.tokenizer import ByteTokenizer, CharTokenizer, TrainedBPETokenizer, print_notes
 from config import Config
 from model import GPT
 from prepare import prepare
@@ -137,18 +137,41 @@ def test_a_prompt_file_from_windows_is_continued_like_one_from_unix(generate):
     assert windows.replace("\r", "") == unix
 
 
-def test_line_ends_of_windows_are_mentioned(generate, monkeypatch, capsys):
-    monkeypatch.setattr(sample, "known_line_ends", lambda text, tokenizer: text)
-    Path("windows.txt").write_bytes(b"the king\r\n")
-    sample.main(["--ckpt", CKPT, "--prompt_file=windows.txt"])
-    assert "note: the text has carriage returns" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "text, note", [("a king\r\n", "carriage returns"), ("k\0i\0", "many NUL characters")]
+)
+def test_a_text_that_the_model_will_misread_is_mentioned(capsys, text, note):
+    print_notes(text, ByteTokenizer())
+    assert f"note: the text has {note}" in capsys.readouterr().err
+    print_notes("a king\n" * 100 + "\0", ByteTokenizer())
+    print_notes("a\0king\0", ByteTokenizer("\0"))
+    assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("divider, ids", [(None, b"a\n|\nb\n"), ("%", b"a|b\n")])
-def test_newlines_around_separators_in_a_prompt_are_those_of_training(divider, ids):
+def test_a_sample_ends_after_the_first_of_several_stop_texts(generate):
+    text = generate("--seed=3")
+    assert text.index("e") != text.index("t")
+    first = min(text.index("e"), text.index("t"))
+    assert generate("--seed=3", "--stop=e", "--stop", "t").rstrip("\n") == text[: first + 1]
+
+
+@pytest.mark.parametrize(
+    "divider, prompt, ids",
+    [
+        (None, "a\n|\nb\n", "a\n|\nb\n"),
+        ("%", "a\n|\nb\n", "a|b\n"),
+        ("%", "\na\n%\nb\n\n", "\na|b\n\n"),
+        ("%", "\na\n", "\na\n"),
+        ("%", "%a", "|a"),
+        ("\n%\n", "a\n%\n", "a|"),
+        ("\n%\n", "%\na\r\n%\r\nb\n", "|a|b\n"),
+        ("\n%\n", "a%b\n", "a%b\n"),
+    ],
+)
+def test_a_prompt_is_divided_like_the_training_text(divider, prompt, ids):
     tokenizer = ByteTokenizer("|")
     tokenizer.divider = divider
-    assert bytes(sample.encode_prompt("a\n|\nb\n", tokenizer)) == ids
+    assert bytes(sample.encode_prompt(prompt, tokenizer)).decode() == ids
 
 
 def test_carriage_returns_are_kept_if_the_model_knows_them():
@@ -171,7 +194,7 @@ def stream(ids: list[int]) -> list[torch.Tensor]:
 def decode(text: str, stop: str | None = None) -> list[str]:
     """The pieces that a stream of the bytes of `text` is decoded to."""
     tokenizer = ByteTokenizer()
-    writer = sample.TextDecoder(tokenizer, stop)
+    writer = sample.TextDecoder(tokenizer, [stop] if stop else [])
     return list(sample.decode_stream(stream(tokenizer.encode(text).tolist()), writer))
 
 
@@ -185,19 +208,24 @@ def test_a_character_of_several_bytes_appears_once_it_is_complete():
 
 def test_a_separator_or_stop_text_may_begin_in_the_prompt():
     tokenizer = CharTokenizer("\nab", "\n\n")
-    for stop, text, expected in ((None, "\na", ""), ("aab", "abb", "ab"), ("bbbbb", "ab", "ab")):
-        decoder = sample.TextDecoder(tokenizer, stop, "b\n\nba" if stop else "a\n")
+    for stops, prompt, text, expected in (
+        ([], "a\n", "\na", ""),
+        (["aab"], "b\n\nba", "abb", "ab"),
+        (["bbbbb"], "b\n\nba", "ab", "ab"),
+        (["a\nb"], "a\r\n", "ba", "b"),
+    ):
+        decoder = sample.TextDecoder(tokenizer, stops, prompt)
         pieces = sample.decode_stream(stream(tokenizer.encode(text).tolist()), decoder)
         assert "".join(pieces) == expected
 
 
 def test_the_end_of_a_prompt_is_not_repeated_while_a_character_is_incomplete():
-    decoder = sample.TextDecoder(ByteTokenizer("\n\n"), None, "a\n")
+    decoder = sample.TextDecoder(ByteTokenizer("\n\n"), prompt="a\n")
     assert [decoder.add([byte]) for byte in "é".encode()] == ["", "é"]
 
 
 def test_an_incomplete_character_at_the_end_is_left_out():
-    decoder = sample.TextDecoder(ByteTokenizer(), None)
+    decoder = sample.TextDecoder(ByteTokenizer())
     pieces = sample.decode_stream(stream([97, 0xE2, 0x82]), decoder)
     assert "".join(pieces) == "a"
 
@@ -223,7 +251,7 @@ def test_text_after_the_stop_text_in_the_same_token_is_left_out():
         def decode(self, ids):
             return "".join(["the king. ", "a fool. "][i] for i in ids)
 
-    pieces = sample.decode_stream(stream([0, 1]), sample.TextDecoder(Words("ab"), "g."))
+    pieces = sample.decode_stream(stream([0, 1]), sample.TextDecoder(Words("ab"), ["g."]))
     assert "".join(pieces) == "the king."
 
 
@@ -280,7 +308,7 @@ def test_interactive_continues_the_whole_text_so_far(generate, continued, monkey
 def test_interactive_says_so_if_the_model_ends_the_text(generate, monkeypatch):
     monkeypatch.setattr(GPT, "stream", lambda *arguments, **options: iter(()))
     type_lines(monkeypatch, ["the king", ""])
-    assert generate("--interactive").count("The model ends the text here") == 2
+    assert generate("--interactive").count("The model adds nothing here") == 2
 
 
 def test_interactive_starts_from_the_prompt(generate, continued, monkeypatch):
