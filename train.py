@@ -11,6 +11,7 @@ import uuid
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -387,13 +388,15 @@ def evaluate_run(run: Run, metrics: Metrics, progress: Progress) -> bool:
     return best
 
 
-def draw_curves(config: Config, metrics: Metrics) -> None:
-    """Draws the curves so far. A figure that can't be drawn does not end the run."""
+def draw_curves(config: Config, metrics: Metrics) -> Path | None:
+    """Draws the curves so far. Returns the figure, or None if it can't be drawn."""
     path = config.path("curves.png")
     try:
         draw({config.run_name: metrics.curves}, path)
     except (ImportError, OSError, UserError) as error:
         print(f"note: {path} is not drawn: {one_line(error)}")
+        return None
+    return path
 
 
 def conclude(run: Run, metrics: Metrics) -> float:
@@ -407,9 +410,9 @@ def conclude(run: Run, metrics: Metrics) -> float:
         loss = mean_loss(model, dataset.val, run.dtype)
         metrics.write(run.step, {"val/whole_loss": loss})
     if distributed.is_first():
-        text, curves = run.sample(500), config.path("curves.png")
+        text = run.sample(500)
         metrics.write(run.step, {"sample": text})
-        draw_curves(config, metrics)
+        curves = draw_curves(config, metrics)
         metrics.wandb.log_files(run.step, curves, path if config.wandb_log_model else None)
         print(
             f"best model (step {best.step:,}): validation loss {loss:.4f} on all"
@@ -417,7 +420,8 @@ def conclude(run: Run, metrics: Metrics) -> float:
         )
         print(f"--- sample ---\n{escape_controls(text)}\n---")
         print(f"sample from it: {command_for('sample.py')} --ckpt {quote(str(path))}")
-        print(f"curves: {curves}")
+        if curves:
+            print(f"curves: {curves}")
     return loss
 
 

@@ -38,6 +38,7 @@ WHICH_RUN = ("resume", "out_dir", "run_name")
 SOURCES = (*WHICH_RUN, "init_from", "device")
 FINE_TUNING_DIVISOR = 10  # of the learning rate of training from scratch
 INDENT = " " * 9
+UNUSED = (ast.Compare, ast.Dict, ast.Set, ast.Tuple)  # expressions that do nothing as a statement
 
 
 def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
@@ -47,13 +48,14 @@ def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
     Raises UserError.
     """
     file, given, on_cpu_allowed = parse_arguments(argv)
-    path = find_file(file or DEFAULT_FILE)
+    path, values, on_cpu = file or DEFAULT_FILE, {}, {}
     try:
+        path = find_file(path)
         values, on_cpu = read_file(path)
     except UserError:
-        if file or not {"run_name", "resume"} <= given.keys():
-            raise
-        values, on_cpu = {}, {}  # the run has its settings: it does not need the default file
+        resumes = BOOLEANS.get(given.get("resume", "").lower())
+        if file or not resumes or "run_name" not in given:
+            raise  # else the run has its settings: it does not need the default file
     early = make_config({name: v for name, v in (values | given).items() if name in SOURCES})
     device, _ = pick_device(early.device)
     if not on_cpu_allowed or device.type != "cpu":
@@ -287,14 +289,19 @@ def without_effect(source: bytes, path: str) -> list[str]:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign) and node.value:
             targets = [node.target]
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id in {*SETTINGS, "on_cpu"}:
-                lines[target.id].append(str(node.lineno))
-        compares = isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare)
-        annotates = isinstance(node, ast.AnnAssign) and not node.value
-        if compares or annotates:
-            problems.append(f"line {node.lineno} sets nothing; write name = value")
+        for name in [name for target in targets for name in ast.walk(target)]:
+            if isinstance(name, ast.Name) and name.id in {*SETTINGS, "on_cpu"}:
+                lines[name.id].append(str(node.lineno))
     for node in ast.walk(tree):
+        annotates = isinstance(node, ast.AnnAssign) and not node.value
+        if annotates or isinstance(node, ast.Expr) and isinstance(node.value, UNUSED):
+            problems.append(f"line {node.lineno} sets nothing; write name = value")
+        keys = [ast.unparse(key) for key in node.keys if key] if isinstance(node, ast.Dict) else []
+        problems += [
+            f"{key} is set more than once, in line {node.lineno}"
+            for key in sorted(set(keys))
+            if keys.count(key) > 1
+        ]
         guard = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
         if guard or isinstance(node, ast.FunctionDef | ast.ClassDef):
             problems += [
@@ -325,6 +332,8 @@ def read_file(path: str) -> tuple[dict, dict]:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
     try:
         problems = without_effect(source, path)
+        variables = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+        used = {node.id for node in variables if isinstance(node.ctx, ast.Load)}
         names = runpy.run_path(path)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
@@ -340,12 +349,10 @@ def read_file(path: str) -> tuple[dict, dict]:
             values[name] = value
         elif name.startswith("_") or callable(value) or isinstance(value, ModuleType):
             pass  # an import or a function
-        elif intended(name):
+        elif intended(name) or name not in used:
             problems.append(
                 f"{unknown_setting(name)} (a helper variable needs a name like _{name})"
             )
-        else:
-            print(f"note: {name} in {path} is not a setting, so it is ignored")
     on_cpu = values.pop("on_cpu", {})
     if not isinstance(on_cpu, dict):
         raise UserError(f"config file {path}: on_cpu must be a dict(...), not {on_cpu!r}", status=2)

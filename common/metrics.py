@@ -104,7 +104,7 @@ class Metrics:
         may_overflow: up to MOST_OVERFLOWS infinite gradient norms in a row are not an error,
         because float16's GradScaler skips such steps.
         """
-        kept, existed = [], path.exists()
+        kept = []
         evaluated_again = start % config.eval_interval == 0 or start == config.max_steps
         self.lock_file, self.file, self.wandb = None, None, None
         self.curves, self.stride = [], 1  # rows to draw, and the interval of steps between them
@@ -112,7 +112,7 @@ class Metrics:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.lock_file = open(path, "a")  # stays locked when write_bytes replaces it
             lock_metrics(self.lock_file)
-            if start and existed:
+            if start:
                 try:
                     kept = [
                         row
@@ -124,8 +124,10 @@ class Metrics:
                     ]
                 except UserError as error:
                     raise UserError(f"{error}; to resume without it, move it away") from None
-            elif start:
-                print(f"note: {path} is missing, so the curves begin at step {start:,}")
+                if missing := start - sum("train/loss" in row for row in kept):
+                    print(
+                        f"note: {path} lacks {missing:,} of {start:,} steps: the curves have gaps"
+                    )
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_bytes(path, text.encode())
             self.file = open(path, "a", encoding="utf-8", buffering=1)  # complete lines, at once

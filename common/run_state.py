@@ -79,8 +79,7 @@ def refuse_unfinished(last: Path) -> None:
 def keep_earlier_run(config: Config) -> None:
     """Renames the files of a finished run of this name to <run_name>_best.prev.pt and so on.
 
-    Those of a longer run stay there. Raises UserError if this run starts from a file that would be
-    lost.
+    Those of a longer run stay there. Raises UserError if this run starts from one of these files.
     """
     best, metrics, _, last = paths = [config.path(name) for name in FILES]
     state = checkpoint.peek(last)
@@ -90,9 +89,8 @@ def keep_earlier_run(config: Config) -> None:
     places = {path: path.with_name(f"{path.stem}.prev{path.suffix}") for path in paths}
     kept = {path: new for path, new in places.items() if path.exists()}
     reached, longest = steps_of(last, best), steps_of(places[last], places[best])
-    lost = kept if reached < longest else places.values()
     start = Path(os.path.expanduser(config.init_from or "")).resolve()
-    if start in map(Path.resolve, lost):
+    if start in map(Path.resolve, [*kept, *places.values()]):
         raise UserError(
             f"this run would replace {config.init_from}, which it starts from: choose another"
             " --run_name",
@@ -209,13 +207,16 @@ def resume(run, saved: Checkpoint) -> None:
 def load_best(path: Path, last: Checkpoint) -> Checkpoint | None:
     """The best checkpoint of the run of `last`; if there is none, says so and returns None.
 
-    Raises UserError if the file is another run's.
+    A file that can't be read is renamed. Raises UserError if the file is another run's.
     """
     try:
         best = checkpoint.load(path)
     except UserError:
-        state = "can't be read" if path.exists() else "is missing"
-        print(f"note: {path} {state}, so the best model from now on is saved there")
+        state, kept = "is missing", path.with_suffix(".unreadable.pt")
+        if distributed.is_first() and path.exists():
+            path.replace(kept)
+            state = f"can't be read, and is now {kept}"
+        print(f"note: {path} {state}; the best model from now on is saved there")
         return None
     if best.run_id != last.run_id:
         raise UserError(

@@ -77,11 +77,11 @@ class WandbRun:
         self.run.log({"step": step, "samples": wandb.Table(["step", "text"], self.samples)})
 
     @harmless
-    def log_files(self, step: int, curves: Path, best: Path | None) -> None:
+    def log_files(self, step: int, curves: Path | None, best: Path | None) -> None:
         """Logs the figure of the curves, and the best checkpoint as an artifact."""
         import wandb
 
-        if curves.exists():
+        if curves:
             self.run.log({"step": step, "curves": wandb.Image(str(curves))})
         if best:
             self.run.log_artifact(str(best), name=f"{self.run_id}-best", type="model")

@@ -61,6 +61,13 @@ def test_a_short_run_that_another_one_starts_from_is_not_replaced(finished_run, 
     assert contents(Path("out")) == before
 
 
+def test_a_model_that_a_run_starts_from_keeps_its_name(finished_run, tiny):
+    before = contents(Path("out"))
+    with pytest.raises(UserError, match="would replace out/tiny_best.pt"):
+        train(tiny(init_from="out/tiny_best.pt"))
+    assert contents(Path("out")) == before
+
+
 def test_a_kept_model_that_a_run_starts_from_is_not_removed(finished_run, tiny):
     train(tiny(seed=2))
     BEST.unlink()  # so that nothing takes the place of the kept one
@@ -184,8 +191,9 @@ def test_a_resumed_run_without_its_best_model_finds_a_new_one(finished_run, tiny
     if damaged:
         BEST.write_bytes(LAST.read_bytes()[:3000])
     assert train(tiny(resume=True, max_steps=14, learning_rate=0.9))["finished"]
-    problem = "can't be read" if damaged else "is missing"
-    assert f"{BEST} {problem}, so the best model from now on" in capsys.readouterr().out
+    problem = "can't be read, and is now out/tiny_best.unreadable.pt" if damaged else "is missing"
+    assert f"{BEST} {problem}; the best model from now on" in capsys.readouterr().out
+    assert Path("out/tiny_best.unreadable.pt").exists() == damaged
     assert checkpoint.load(BEST).run_id == checkpoint.load(LAST).run_id
 
 
@@ -198,12 +206,13 @@ def test_the_best_model_of_another_run_is_refused(finished_run, tiny):
     assert contents(Path("out")) == before
 
 
-def test_missing_metrics_are_noticed(finished_run, tiny, capsys):
-    Path("out/tiny_metrics.jsonl").unlink()
+@pytest.mark.parametrize("left", [0, 5])
+def test_missing_metrics_are_noticed(finished_run, tiny, capsys, left):
+    path = Path("out/tiny_metrics.jsonl")
+    lines = [line for line in path.read_text().splitlines(keepends=True) if "train/loss" in line]
+    path.write_text("".join(lines[:left])) if left else path.unlink()
     train(tiny(resume=True, max_steps=14))
-    assert (
-        "tiny_metrics.jsonl is missing, so the curves begin at step 12" in capsys.readouterr().out
-    )
+    assert f"{path} lacks {12 - left} of 12 steps" in capsys.readouterr().out
 
 
 @pytest.mark.slow
