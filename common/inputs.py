@@ -38,14 +38,13 @@ class Input:
         self.name = "standard input" if path == STDIN else str(path)
         if path == STDIN and not sys.stdin:
             raise UserError("standard input is closed: name a file instead of -")
-        # files of /proc have text, but a size of 0
-        if path == STDIN or not path.is_file() or path.stat().st_size == 0:
+        if path == STDIN or not path.is_file():
             self.copy = tempfile.TemporaryFile()
             with nullcontext(sys.stdin.buffer) if path == STDIN else open(path, "rb") as pipe:
                 shutil.copyfileobj(pipe, self.copy)
             self.size = self.copy.tell()
         else:
-            self.size = path.stat().st_size
+            self.size = path.stat().st_size or None  # files of /proc have text, but a size of 0
 
     def pieces(self, encoding: str) -> Iterator[str]:
         """Yields the text in pieces; what has been added to the file since __init__ is left out.
@@ -62,16 +61,17 @@ class Input:
         or_ascii: also if it has ASCII only, but no NUL (as other encodings of ASCII have).
         """
         decoder, valid, nuls = codecs.getincrementaldecoder("utf-8")("replace"), 0, 0
+        empty = True
         with nullcontext(self.copy) if self.copy else open(self.path, "rb") as file:
             file.seek(0)
             if marked_encoding(file.peek(4)):
                 return False
             while block := file.read(BLOCK_BYTES):
-                text = decoder.decode(block)
+                text, empty = decoder.decode(block), False
                 beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
                 valid += beyond_ascii - 2 * text.count("\ufffd")  # what can't be decoded
                 nuls += text.count(NUL)
-        return valid > 0 or or_ascii and self.size > 0 and valid == nuls == 0
+        return valid > 0 or or_ascii and not empty and valid == nuls == 0
 
 
 def read_inputs(

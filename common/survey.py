@@ -245,8 +245,8 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
         )
     elif len(small) < len(documents) and of_small > 0.5:
         print(
-            f"warning: the validation part has {of_small:.0%} of the text of the {len(small):,}"
-            " shorter documents and no others, which don't fit there: divide the largest ones"
+            "warning: the longest documents don't fit into the validation part, which has"
+            f" {of_small:.0%} of the text of the other {len(small):,}: divide the longest ones"
         )
     return assignment
 

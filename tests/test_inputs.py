@@ -544,3 +544,8 @@ def test_files_found_by_a_wildcard_may_not_match_the_pattern(folder, capsys):
     write(texts__a_txt="a", texts__b_md="b")
     assert texts("texts/*", pattern="*.txt") == ["a", "b"]
     assert "these are used too: texts/b.md" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs Linux")
+def test_a_file_whose_size_is_given_as_0_is_read(folder):
+    assert texts("/proc/version")[0].startswith("Linux")

@@ -220,7 +220,7 @@ def test_short_documents_do_not_crowd_out_long_ones(long):
 
 def test_a_validation_part_of_most_short_documents_is_mentioned(capsys):
     assert set(chosen([50_000] * 2 + [130] * 90)) == {130}
-    assert "of the text of the 90 shorter documents and no others" in capsys.readouterr().out
+    assert "of the text of the other 90: divide the longest" in capsys.readouterr().out
 
 
 def test_bpe_puts_its_end_of_text_token_between_documents(bpe):
