@@ -26,6 +26,7 @@ from common.gpt2 import (
     GPT2_MODULES,
     GPT2_SIZES,
     LLAMA_MODULES,
+    PUBLISHED,
     load_model,
     renamed,
 )
@@ -61,7 +62,8 @@ FILES = {
     "tokenizer_config.json",
 }
 MARK = "exported_run"  # the name, in both formats, of the id of the run that wrote the checkpoint
-# those of the other files in config.json, and in GGUF that of all after its START; they show edits
+# in config.json: the hash of each other file; in a GGUF file: that of all after its first START
+# bytes. They reveal later edits
 HASHES = "exported_sha256"
 START = 1000  # bytes; the metadata begins with both marks
 UNFINISHED = ".export-"  # prefix of the temporary folder that files are written to first
@@ -430,9 +432,9 @@ def main(argv: list[str]) -> None:
     )
     add("--out", help="folder or file to make (default: hf, or model.gguf)")
     args = parser.parse_args(argv)
-    saved = load_model(args.ckpt)
+    saved = None if args.ckpt in PUBLISHED else load_model(args.ckpt)
     if not isinstance(saved, Checkpoint):
-        raise UserError(f"{args.ckpt} is GPT-2 itself, which transformers can open", status=2)
+        raise UserError(f"{args.ckpt} is GPT-2, which transformers can open as it is", status=2)
     if args.format == "gguf":
         out = args.out or "model.gguf"
         architecture = export_file(saved, Path(out))

@@ -339,6 +339,9 @@ def make_dataset(
     if other:
         corpus, found = adapt(original, found, other, tokenizer_of, replace_unknown)
     assignment = assign(found, val_fraction)
+    if "\r" in found.vocabulary and (assignment == LEFT_OUT).any():  # perhaps in copies only
+        pieces = (piece for *_, piece in split(corpus, found, assignment, val_fraction))
+        found.vocabulary = survey(Corpus("", lambda: pieces)).vocabulary
     documents = int((assignment != LEFT_OUT).sum())
 
     sizes = np.array(found.sizes)

@@ -290,7 +290,8 @@ def without_effect(source: bytes, path: str) -> list[str]:
         if isinstance(node, ast.AnnAssign) and node.value:
             targets = [node.target]
         for name in [name for target in targets for name in ast.walk(target)]:
-            if isinstance(name, ast.Name) and name.id in {*SETTINGS, "on_cpu"}:
+            stored = isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            if stored and name.id in {*SETTINGS, "on_cpu"}:
                 lines[name.id].append(str(node.lineno))
     for node in ast.walk(tree):
         annotates = isinstance(node, ast.AnnAssign) and not node.value
@@ -333,6 +334,7 @@ def read_file(path: str) -> tuple[dict, dict]:
     try:
         problems = without_effect(source, path)
         variables = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+        assigned = {node.id for node in variables if isinstance(node.ctx, ast.Store)}
         used = {node.id for node in variables if isinstance(node.ctx, ast.Load)}
         names = runpy.run_path(path)
     except (Exception, SystemExit) as error:
@@ -349,7 +351,7 @@ def read_file(path: str) -> tuple[dict, dict]:
             values[name] = value
         elif name.startswith("_") or callable(value) or isinstance(value, ModuleType):
             pass  # an import or a function
-        elif intended(name) or name not in used:
+        elif intended(name) or name in assigned - used:
             problems.append(
                 f"{unknown_setting(name)} (a helper variable needs a name like _{name})"
             )

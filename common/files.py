@@ -244,8 +244,8 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
 def last_gap(text: str) -> int:
     """The last index between a word and the white space after it: no token of a BPE crosses one.
 
-    If the last LONGEST_WORD characters have no such place, the end, or before a "\r" there, which
-    may begin a line end.
+    If the last LONGEST_WORD characters have no such place, it is the end of the text, or the index
+    of a "\\r" there, because a "\\n" may follow.
     """
     for i in range(len(text) - 1, max(0, len(text) - LONGEST_WORD), -1):
         if text[i].isspace() and not text[i - 1].isspace():

@@ -157,8 +157,9 @@ def load_gpt2(folder: Path) -> SavedModel:
             shape = tuple(saved[theirs].shape)
             raise UserError(f"{path}: the shape of {theirs}, {shape}, contradicts config.json")
 
-    # OpenAI's logits lie far below 0, where bfloat16 is coarse. A softmax does not see a constant
-    # in all of them, such as the head's mean row makes; positions make up for it in the embedding.
+    # OpenAI's logits lie far below 0, where bfloat16 is coarse. Without the head's mean row, all
+    # logits of a position shift by the same amount, which a softmax ignores. A tied embedding loses
+    # that row too, so the position embedding gets it.
     mean = weights["head.weight"].mean(0)
     weights["head.weight"] = weights["head.weight"] - mean
     if config.tie_embeddings:

@@ -259,10 +259,14 @@ def split_documents(text: str, tokenizer: Tokenizer) -> list[str]:
 
 
 def split_prompt(prompt: str, tokenizer: Tokenizer) -> list[str]:
-    """The documents of a prompt. Unlike those of a text, they keep the newlines at its ends."""
+    """The documents of a prompt, without empty ones in the middle.
+
+    Unlike those of a text, the first and the last keep the newlines at the prompt's ends.
+    """
     documents = split_documents(prompt, tokenizer)
     if len(documents) == 1:
         return [prompt]
+    documents[1:-1] = filter(None, documents[1:-1])
     if tokenizer.divider:
         start, end = re.fullmatch(r"([\r\n]*).*?([\r\n]*)", prompt, re.DOTALL).groups()
         documents[0] = documents[0] and start + documents[0]

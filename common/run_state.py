@@ -79,7 +79,8 @@ def refuse_unfinished(last: Path) -> None:
 def keep_earlier_run(config: Config) -> None:
     """Renames the files of a finished run of this name to <run_name>_best.prev.pt and so on.
 
-    Those of a longer run stay there. Raises UserError if this run starts from one of these files.
+    Those of a longer run stay there. Raises UserError if this run starts from a file that would be
+    renamed or replaced.
     """
     best, metrics, _, last = paths = [config.path(name) for name in FILES]
     state = checkpoint.peek(last)
@@ -90,10 +91,11 @@ def keep_earlier_run(config: Config) -> None:
     kept = {path: new for path, new in places.items() if path.exists()}
     reached, longest = steps_of(last, best), steps_of(places[last], places[best])
     start = Path(os.path.expanduser(config.init_from or "")).resolve()
-    if start in map(Path.resolve, [*kept, *places.values()]):
+    moved = kept if reached < longest else [*kept, *places.values()]
+    if start in map(Path.resolve, moved):
         raise UserError(
-            f"this run would replace {config.init_from}, which it starts from: choose another"
-            " --run_name",
+            f"this run would rename or replace {config.init_from}, which it starts from: choose"
+            " another --run_name",
             status=2,
         )
     if reached < longest:
@@ -212,11 +214,11 @@ def load_best(path: Path, last: Checkpoint) -> Checkpoint | None:
     try:
         best = checkpoint.load(path)
     except UserError:
-        state, kept = "is missing", path.with_suffix(".unreadable.pt")
+        problem, kept = "is missing", path.with_suffix(".unreadable.pt")
         if distributed.is_first() and path.exists():
             path.replace(kept)
-            state = f"can't be read, and is now {kept}"
-        print(f"note: {path} {state}; the best model from now on is saved there")
+            problem = f"can't be read and was renamed to {kept}"
+        print(f"note: {path} {problem}; the best model from now on is saved as {path}")
         return None
     if best.run_id != last.run_id:
         raise UserError(

@@ -26,6 +26,7 @@ from common.tokenizer import (
 from data import END, Corpus, Text
 
 SPLIT_SEED = 1337  # decides which documents are for validation
+SPLITS_TRIED = 20
 TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indices of SPLITS
 SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
 SAMPLE_WORD_BYTES = 3_000_000  # of distinct words in them: training needs 130 times this memory
@@ -39,7 +40,7 @@ PLAIN = (  # what --replace_unknown writes for typographic characters
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
     | dict.fromkeys("\u2014\u2015", "--")
     | dict.fromkeys("\v\f\x85\u2028\u2029", "\n")
-    | dict.fromkeys("\t/\\|_=+@<>", " ")  # without them, words would grow together
+    | dict.fromkeys("\t/\\|_=+@<>", " ")  # left out, they would join the words around them
     | {"\u2026": "..."}
 )
 
@@ -101,7 +102,7 @@ class DocumentHashes:
     def begin_document(self) -> None:
         self.document = hashlib.sha256()  # of what has been read, without white space at the end
         self.space = b""  # that white space
-        self.plain = None  # the same without carriage returns, once there is one
+        self.plain = None  # like document, without carriage returns; None until there is one
 
     def add(self, number: int, content: bytes) -> None:
         """number: of the document; those before it have ended."""
@@ -219,36 +220,49 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
     if len(documents) < 2:
         return assignment
 
-    # take documents in random order as long as they fit (to go on would prefer short ones), then
-    # one more if that is nearer
-    order = np.random.default_rng(SPLIT_SEED).permutation(documents)
-    target, total = val_fraction * sizes[documents].sum(), 0
-    for number in order[:-1]:
-        if total + sizes[number] <= target:
-            assignment[number] = VAL
-            total += sizes[number]
-        elif sizes[number] <= target:
-            break
-    others = order[assignment[order] == TRAIN]
-    distances = np.abs(total + sizes[others] - target)
-    if total == 0 or len(others) > 1 and distances.min() < target - total:
-        nearest = others[distances.argmin()]
-        assignment[nearest] = VAL
-        total += sizes[nearest]
-    small = documents[sizes[documents] <= target]
-    fraction = total / sizes[documents].sum()
-    of_small = sizes[small[assignment[small] == VAL]].sum() / max(1, sizes[small].sum())
-    if abs(fraction - val_fraction) > 0.2 * val_fraction:
+    # the first of some random orders whose beginning comes near the target
+    rng, target = np.random.default_rng(SPLIT_SEED), val_fraction * sizes[documents].sum()
+    tries = []  # (distance from the target, documents for validation)
+    while len(tries) < SPLITS_TRIED and (not tries or tries[-1][0] > 0.2 * target):
+        chosen = first_that_fit(sizes, rng.permutation(documents), target)
+        tries.append((abs(sizes[chosen].sum() - target), chosen))
+    distance, chosen = min(tries, key=lambda one: one[0])
+    assignment[chosen] = VAL
+
+    is_long = sizes > target
+    short = documents[~is_long[documents]]
+    of_short = sizes[short[assignment[short] == VAL]].sum() / max(1, sizes[short].sum())
+    if distance > 0.2 * target:
+        fraction = sizes[chosen].sum() / sizes[documents].sum()
         print(
             f"warning: {fraction:.1%} of the text is for validation instead of {val_fraction:.1%},"
             f" because the {len(documents):,} documents are kept whole: divide the largest ones"
         )
-    elif len(small) < len(documents) and of_small > 0.5:
+    elif len(short) < len(documents) and not is_long[chosen].any() and of_short > 0.5:
         print(
-            "warning: the longest documents don't fit into the validation part, which has"
-            f" {of_small:.0%} of the text of the other {len(small):,}: divide the longest ones"
+            "warning: the longest documents don't fit into the validation part, so it takes"
+            f" {of_short:.0%} of the text of the other {len(short):,}: divide the longest ones"
         )
     return assignment
+
+
+def first_that_fit(sizes: np.ndarray, order: np.ndarray, target: float) -> list[int]:
+    """The first documents of `order` that fit into the target size, and one more if that is nearer.
+
+    They end before one that would have fitted alone: to go on would prefer short ones.
+    """
+    chosen, total = [], 0
+    for number in order[:-1]:
+        if total + sizes[number] <= target:
+            chosen.append(number)
+            total += sizes[number]
+        elif sizes[number] <= target:
+            break
+    others = order[~np.isin(order, chosen)]
+    distances = np.abs(total + sizes[others] - target)
+    if total == 0 or len(others) > 1 and distances.min() < target - total:
+        chosen.append(others[distances.argmin()])
+    return chosen
 
 
 def split(

@@ -409,6 +409,8 @@ def test_a_folder_is_no_checkpoint(folder, capsys):
     Path("out").mkdir(exist_ok=True)
     assert export.main(["--ckpt", "out"]) == 1
     assert "out is a folder without GPT-2's config.json" in error_line(capsys)
+    assert export.main(["--ckpt", "gpt2"]) == 2
+    assert "gpt2 is GPT-2, which transformers can open" in error_line(capsys)
 
 
 @pytest.mark.parametrize("change", [fine_tune, edit_card, edit_generation])

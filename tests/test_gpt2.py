@@ -73,7 +73,7 @@ def load_error() -> str:
 
 
 def assert_same_predictions(theirs: GPT2LMHeadModel) -> None:
-    """The logits are the same but for a constant, which makes their mean 0."""
+    """Our logits are theirs minus their mean at each position, which changes no probability."""
     saved = gpt2.load_model("gpt2_here")
     ours = GPT(saved.settings()).eval()
     ours.load_state_dict(saved.model)
@@ -85,12 +85,12 @@ def assert_same_predictions(theirs: GPT2LMHeadModel) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_gpt2_computes_the_same_logits_as_in_transformers(theirs):
+def test_gpt2_predicts_the_same_as_in_transformers(theirs):
     assert_same_predictions(theirs)
 
 
 @pytest.mark.parametrize("changes", [{"tie_word_embeddings": False}, {"n_inner": 24}])
-def test_variants_of_gpt2_compute_the_same_logits(folder, changes):
+def test_variants_of_gpt2_predict_the_same(folder, changes):
     assert_same_predictions(save_gpt2(folder / "gpt2_here", **changes))
 
 

@@ -190,6 +190,7 @@ def test_a_text_and_its_copy_are_a_single_text(folder, copied, size):
     )
     prepare.make_dataset("docs_char", "char", Corpus("", lambda: [*first, END, *second]))
     assert "".join(decoded("docs_char")) == text
+    assert "\r" not in load_dataset("docs_char").tokenizer.characters
 
 
 def test_documents_that_differ_within_a_line_are_no_copies(folder):
@@ -211,6 +212,14 @@ def chosen(sizes: list[int]) -> np.ndarray:
     return np.array(sizes)[survey.assign(found, 0.1) == survey.VAL]
 
 
+def test_a_near_target_is_reached(capsys):
+    for short in range(400, 600, 10):
+        sizes = chosen([90] * 5 + [1] * short)
+        assert sizes.sum() == pytest.approx(0.1 * (450 + short), rel=0.2)
+    assert set(chosen([20_000] * 9 + [1_000])) >= {20_000}
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("long", [10, 12, 20])
 def test_short_documents_do_not_crowd_out_long_ones(long):
     sizes = chosen([10_000] * long + [130] * 90)
@@ -218,7 +227,7 @@ def test_short_documents_do_not_crowd_out_long_ones(long):
     assert (sizes == 130).sum() < 45
 
 
-def test_a_validation_part_of_most_short_documents_is_mentioned(capsys):
+def test_validation_that_takes_most_short_documents_is_mentioned(capsys):
     assert set(chosen([50_000] * 2 + [130] * 90)) == {130}
     assert "of the text of the other 90: divide the longest" in capsys.readouterr().out
 

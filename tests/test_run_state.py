@@ -56,14 +56,14 @@ def test_what_is_left_of_a_deleted_run_does_not_replace_the_longest_one(finished
 def test_a_short_run_that_another_one_starts_from_is_not_replaced(finished_run, tiny):
     train(tiny(max_steps=6, seed=2))  # the run of 12 steps is now the kept one
     before = contents(Path("out"))
-    with pytest.raises(UserError, match="would replace out/tiny_best.pt"):
+    with pytest.raises(UserError, match="would rename or replace out/tiny_best.pt"):
         train(tiny(init_from="out/tiny_best.pt"))
     assert contents(Path("out")) == before
 
 
 def test_a_model_that_a_run_starts_from_keeps_its_name(finished_run, tiny):
     before = contents(Path("out"))
-    with pytest.raises(UserError, match="would replace out/tiny_best.pt"):
+    with pytest.raises(UserError, match="would rename or replace out/tiny_best.pt"):
         train(tiny(init_from="out/tiny_best.pt"))
     assert contents(Path("out")) == before
 
@@ -72,7 +72,7 @@ def test_a_kept_model_that_a_run_starts_from_is_not_removed(finished_run, tiny):
     train(tiny(seed=2))
     BEST.unlink()  # so that nothing takes the place of the kept one
     before = contents(Path("out"))
-    with pytest.raises(UserError, match="would replace out/tiny_best.prev.pt"):
+    with pytest.raises(UserError, match="would rename or replace out/tiny_best.prev.pt"):
         train(tiny(init_from="out/tiny_best.prev.pt"))
     assert contents(Path("out")) == before
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_with_the_settings_of_another_version_is_not_replaced(finis
 def test_a_run_does_not_replace_the_checkpoint_that_it_starts_from(finished_run, tiny):
     shutil.copy(BEST, "out/tiny_best.prev.pt")
     before = contents(Path("out"))
-    with pytest.raises(UserError, match="would replace out/tiny_best.prev.pt"):
+    with pytest.raises(UserError, match="would rename or replace out/tiny_best.prev.pt"):
         train(tiny(init_from="out/tiny_best.prev.pt"))
     assert contents(Path("out")) == before
 
@@ -191,7 +191,9 @@ def test_a_resumed_run_without_its_best_model_finds_a_new_one(finished_run, tiny
     if damaged:
         BEST.write_bytes(LAST.read_bytes()[:3000])
     assert train(tiny(resume=True, max_steps=14, learning_rate=0.9))["finished"]
-    problem = "can't be read, and is now out/tiny_best.unreadable.pt" if damaged else "is missing"
+    problem = (
+        "can't be read and was renamed to out/tiny_best.unreadable.pt" if damaged else "is missing"
+    )
     assert f"{BEST} {problem}; the best model from now on" in capsys.readouterr().out
     assert Path("out/tiny_best.unreadable.pt").exists() == damaged
     assert checkpoint.load(BEST).run_id == checkpoint.load(LAST).run_id

@@ -164,6 +164,7 @@ def test_a_sample_ends_after_the_first_of_several_stop_texts(generate):
         ("%", "\na\n", "\na\n"),
         ("%", "%a", "|a"),
         ("\n%\n", "a\n%\n", "a|"),
+        ("\n", "a\n\nb\n", "a|b|"),
         ("\n%\n", "%\na\r\n%\r\nb\n", "|a|b\n"),
         ("\n%\n", "a%b\n", "a%b\n"),
     ],
