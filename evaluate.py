@@ -19,8 +19,8 @@ from common.device import autocast, pick_device, pick_dtype
 from common.errors import UserError
 from common.files import read_text
 from common.gpt2 import load_model
-from common.inputs import is_json, split_documents
-from common.tokenizer import UnknownCharacters, known_line_ends, print_notes
+from common.inputs import is_json, print_notes, split_documents
+from common.tokenizer import UnknownCharacters, known_line_ends
 from model import GPT, next_token_loss
 
 BATCH_TOKENS = 1 << 14  # tokens per forward pass

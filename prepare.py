@@ -340,13 +340,13 @@ def make_dataset(
         corpus, found = adapt(original, found, other, tokenizer_of, replace_unknown)
     assignment = assign(found, val_fraction)
     if "\r" in found.vocabulary and (assignment == LEFT_OUT).any():  # perhaps in copies only
-        pieces = (piece for *_, piece in split(corpus, found, assignment, val_fraction))
-        found.vocabulary = survey(Corpus("", lambda: pieces)).vocabulary
+        pieces = split(corpus, found, assignment, val_fraction)
+        found.vocabulary = survey(Corpus("", lambda: (text for *_, text in pieces))).vocabulary
     documents = int((assignment != LEFT_OUT).sum())
 
     sizes = np.array(found.sizes)
     if not documents:
-        raise UserError("there is no text: it is empty, or all of it is white space")
+        raise UserError("the input is empty or contains only white space")
 
     # the tokenizer; no separator unless training sees one, because samples start from it
     several = [(assignment == part).sum() > 1 for part in (TRAIN, VAL)]
@@ -385,14 +385,14 @@ def make_dataset(
                 counts = write_tokens(new, pieces, tokenizer)
             except UnknownCharacters:
                 raise UserError(CHANGED) from None
-            for split_name, part in zip(SPLITS, ("training", "validation")):
-                if counts[split_name]["tokens"] < 2:
-                    characters = sizes[assignment != LEFT_OUT].sum()
-                    noun = "documents" if documents > 1 else "document"
-                    raise UserError(
-                        f"too little text for the {part} part: {characters:,} characters in"
-                        f" {documents:,} {noun}, with a val_fraction of {val_fraction:g}"
-                    )
+            part = min(SPLITS, key=lambda part: counts[part]["tokens"])
+            if counts[part]["tokens"] < 2:
+                noun = "documents" if documents > 1 else "document"
+                raise UserError(
+                    f"too little text for {part}.bin:"
+                    f" {sizes[assignment != LEFT_OUT].sum():,} characters in {documents:,} {noun},"
+                    f" with a val_fraction of {val_fraction:g}"
+                )
             meta = {
                 "source": corpus.source,
                 "limit": limit,

@@ -15,8 +15,8 @@ from common.device import pick_device, pick_weights_dtype
 from common.errors import UserError
 from common.files import read_text
 from common.gpt2 import load_model
-from common.inputs import split_prompt
-from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends, print_notes
+from common.inputs import print_notes, split_prompt
+from common.tokenizer import Tokenizer, UnknownCharacters, known_line_ends
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -341,11 +341,8 @@ def loop(run: Run, metrics: Metrics) -> bool:
                 timer.saved()
 
             # end: at the last step, when the loss no longer improves, or after a signal
-            if (
-                evaluate
-                and not last
-                and run_state.out_of_patience(config, step, run.patience_start)
-            ):
+            impatient = run_state.out_of_patience(config, step, run.patience_start)
+            if evaluate and not last and impatient:
                 progress.print(f"no improvement in {config.patience} evaluations: stopping early")
                 last = True
             if last or stop:

@@ -38,7 +38,7 @@ WHICH_RUN = ("resume", "out_dir", "run_name")
 SOURCES = (*WHICH_RUN, "init_from", "device")
 FINE_TUNING_DIVISOR = 10  # of the learning rate of training from scratch
 INDENT = " " * 9
-UNUSED = (ast.Compare, ast.Dict, ast.Set, ast.Tuple)  # expressions that do nothing as a statement
+NO_STATEMENTS = (ast.Compare, ast.Dict, ast.Set, ast.Tuple)  # alone on a line, they do nothing
 
 
 def load_config(argv: list[str]) -> tuple[Config, SavedModel | None]:
@@ -280,11 +280,10 @@ def local_settings(scope: ast.stmt) -> list[tuple[str, int]]:
     return [(n.id, n.lineno) for n in names if n.id in SETTINGS and n.id not in used]
 
 
-def without_effect(source: bytes, path: str) -> list[str]:
+def without_effect(tree: ast.Module) -> list[str]:
     """The lines of a config file that set nothing, and the settings that it sets more than once."""
     problems = []
     lines = defaultdict(list)  # line numbers of the assignments to each setting
-    tree = ast.parse(source, path)
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign) and node.value:
@@ -295,7 +294,7 @@ def without_effect(source: bytes, path: str) -> list[str]:
                 lines[name.id].append(str(node.lineno))
     for node in ast.walk(tree):
         annotates = isinstance(node, ast.AnnAssign) and not node.value
-        if annotates or isinstance(node, ast.Expr) and isinstance(node.value, UNUSED):
+        if annotates or isinstance(node, ast.Expr) and isinstance(node.value, NO_STATEMENTS):
             problems.append(f"line {node.lineno} sets nothing; write name = value")
         keys = [ast.unparse(key) for key in node.keys if key] if isinstance(node, ast.Dict) else []
         problems += [
@@ -317,6 +316,13 @@ def without_effect(source: bytes, path: str) -> list[str]:
     return problems
 
 
+def never_read(tree: ast.Module) -> set[str]:
+    """The variables that a config file assigns but does not use."""
+    variables = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    used = {node.id for node in variables if isinstance(node.ctx, ast.Load)}
+    return {node.id for node in variables} - used
+
+
 def read_file(path: str) -> tuple[dict, dict]:
     """The settings in a config file, and those in its on_cpu block. Raises UserError."""
     if path.endswith(".pt"):
@@ -332,10 +338,8 @@ def read_file(path: str) -> tuple[dict, dict]:
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}", status=2) from None
     try:
-        problems = without_effect(source, path)
-        variables = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-        assigned = {node.id for node in variables if isinstance(node.ctx, ast.Store)}
-        used = {node.id for node in variables if isinstance(node.ctx, ast.Load)}
+        tree = ast.parse(source, path)
+        problems, unused = without_effect(tree), never_read(tree)
         names = runpy.run_path(path)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
@@ -351,7 +355,7 @@ def read_file(path: str) -> tuple[dict, dict]:
             values[name] = value
         elif name.startswith("_") or callable(value) or isinstance(value, ModuleType):
             pass  # an import or a function
-        elif intended(name) or name in assigned - used:
+        elif intended(name) or name in unused:
             problems.append(
                 f"{unknown_setting(name)} (a helper variable needs a name like _{name})"
             )

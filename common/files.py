@@ -203,11 +203,11 @@ def read_pieces(
             if start.startswith(signature, offset):
                 raise OtherFormat(f"{name} is {kind}, not text")
         encoding = marked_encoding(start) or encoding
-        end, longest = 0, math.inf if size is None else size  # end: of what has been read
+        end, limit = 0, math.inf if size is None else size  # end: of what has been read
 
         def blocks() -> Iterator[bytes]:
             nonlocal end
-            while block := file.read(min(BLOCK_BYTES, longest - end)):
+            while block := file.read(min(BLOCK_BYTES, limit - end)):
                 end += len(block)
                 yield block
 

@@ -279,3 +279,18 @@ def trim(document: str, begun: bool) -> str:
     if begun:
         return document.rstrip("\r\n")
     return document.strip("\r\n") if document.strip() else ""
+
+
+def print_notes(text: str, tokenizer: Tokenizer) -> None:
+    """Prints to standard error what the model may not have seen in its training text."""
+    if "\r" in text:
+        print(
+            "note: the text has carriage returns (Windows line ends): remove them with dos2unix,"
+            " unless the training text had them",
+            file=sys.stderr,
+        )
+    if tokenizer.separator != NUL and text.count(NUL) > 0.01 * len(text):
+        print(
+            "note: the text has many NUL characters: if it is UTF-16, convert it to UTF-8",
+            file=sys.stderr,
+        )

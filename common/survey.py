@@ -26,7 +26,7 @@ from common.tokenizer import (
 from data import END, Corpus, Text
 
 SPLIT_SEED = 1337  # decides which documents are for validation
-SPLITS_TRIED = 20
+MOST_ORDERS = 20  # that are tried to come near the size for validation
 TRAIN, VAL, LEFT_OUT = 0, 1, 2  # where a document goes; the first two are indices of SPLITS
 SAMPLE_CHARACTERS = 32_000_000  # of the training text, to train a vocabulary on
 SAMPLE_WORD_BYTES = 3_000_000  # of distinct words in them: training needs 130 times this memory
@@ -223,7 +223,7 @@ def assign(found: Survey, val_fraction: float) -> np.ndarray:
     # the first of some random orders whose beginning comes near the target
     rng, target = np.random.default_rng(SPLIT_SEED), val_fraction * sizes[documents].sum()
     tries = []  # (distance from the target, documents for validation)
-    while len(tries) < SPLITS_TRIED and (not tries or tries[-1][0] > 0.2 * target):
+    while len(tries) < MOST_ORDERS and (not tries or tries[-1][0] > 0.2 * target):
         chosen = first_that_fit(sizes, rng.permutation(documents), target)
         tries.append((abs(sizes[chosen].sum() - target), chosen))
     distance, chosen = min(tries, key=lambda one: one[0])

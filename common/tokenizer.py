@@ -10,7 +10,6 @@
 import codecs
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -289,21 +288,6 @@ def known_line_ends(text: str, tokenizer: Tokenizer) -> str:
     if tokenizer.kind == "char" and "\r" not in tokenizer.characters:
         return text.replace("\r\n", "\n").replace("\r", "\n")
     return text
-
-
-def print_notes(text: str, tokenizer: Tokenizer) -> None:
-    """Prints to standard error what the model may not have seen in its training text."""
-    if "\r" in text:
-        print(
-            "note: the text has carriage returns (Windows line ends): remove them with dos2unix,"
-            " unless the training text had them",
-            file=sys.stderr,
-        )
-    if tokenizer.separator != NUL and text.count(NUL) > 0.01 * len(text):
-        print(
-            "note: the text has many NUL characters: if it is UTF-16, convert it to UTF-8",
-            file=sys.stderr,
-        )
 
 
 def first_document(text: str, tokenizer: Tokenizer) -> str:

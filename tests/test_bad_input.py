@@ -151,7 +151,7 @@ TABLE = [
     ([*PREPARE, "none.txt"], 1, "there is no file none.txt"),
     (["train.py", "n_layers=2"], 2, "n_layers=2: settings are written --name=value"),
     (["train.py", "--n_layers", "=", "2"], 2, "--name=value, without spaces"),
-    ([*PREPARE, "empty.txt"], 1, "there is no text"),
+    ([*PREPARE, "empty.txt"], 1, "the input is empty"),
     ([*PREPARE, "latin1.txt"], 1, "byte 3 is 0xe9"),
     ([*PREPARE, "out"], 1, "no *.txt or *.md in out"),
     ([*PREPARE, "verses.txt", "--val_fraction", "1"], 2, "val_fraction must be between"),

@@ -133,10 +133,8 @@ def writer_text(saved, ids) -> str:
 def test_where_a_sample_ends(separator, stop, text, written, ended):
     tokenizer = CharTokenizer("\nabcd", separator)
     ids = tokenizer.encode(text).tolist()
-    one_by_one, at_once = (
-        sample.TextDecoder(tokenizer, [stop] if stop else []),
-        sample.TextDecoder(tokenizer, [stop] if stop else []),
-    )
+    stops = [stop] if stop else []
+    one_by_one, at_once = (sample.TextDecoder(tokenizer, stops) for _ in range(2))
     assert "".join(one_by_one.add([i]) for i in ids) + one_by_one.finish() == written
     assert at_once.add(ids) + at_once.finish() == written
     assert one_by_one.ended == at_once.ended == ended

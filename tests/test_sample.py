@@ -7,7 +7,8 @@ from helpers import TINY, shorten_endings, verses
 
 import sample
 from common import checkpoint
-from common.tokenizer import ByteTokenizer, CharTokenizer, TrainedBPETokenizer, print_notes
+from common.inputs import print_notes
+from common.tokenizer import ByteTokenizer, CharTokenizer, TrainedBPETokenizer
 from config import Config
 from model import GPT
 from prepare import prepare
